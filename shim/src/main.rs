@@ -1,0 +1,2 @@
+//! containerd's entry to Mooring.
+fn main() {}

@@ -1,0 +1,21 @@
+//! What a sandbox is, how it is set up and how it is taken down completely.
+//!
+//! The library knows nothing of ttrpc and nothing of being a process: the shim's services translate requests into
+//! calls of [`sandbox`], and the parties outside (containerd, CNI plugins, the kernel) are traits.
+#![forbid(unsafe_code)]
+
+pub mod cgroup;
+pub mod container;
+pub mod containerd;
+pub mod error;
+pub mod failpoint;
+pub mod id;
+pub mod mounts;
+pub mod network;
+pub mod options;
+pub mod process;
+pub mod resource;
+pub mod runtime;
+pub mod sandbox;
+pub mod teardown;
+pub mod telemetry;

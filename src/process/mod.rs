@@ -1,0 +1,10 @@
+//! Child processes: how they are started, waited for and ended.
+//!
+//! The shim is a child subreaper, so containers and their orphans become its children. One [`Reaper`] waits for
+//! all of them; nobody else may call `wait`. It also serves OCI runtime calls, CNI plugins and log binaries.
+
+mod command;
+mod reaper;
+
+pub use command::{Failure, Output, Spawned, run};
+pub use reaper::{Exit, Exited, Reaper};

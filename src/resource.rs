@@ -1,0 +1,20 @@
+//! The shape of everything that a sandbox holds: it is acquired into a record and released from it.
+
+use serde::{Deserialize, Serialize};
+
+/// What a release found. Both are success: a release may be repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Released {
+    /// The resource was there and is gone now.
+    Done,
+    /// There was nothing left to release.
+    AlreadyGone,
+}
+
+impl Released {
+    /// Joins the outcomes of two parts of one resource.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        if self == Self::Done || other == Self::Done { Self::Done } else { Self::AlreadyGone }
+    }
+}

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# A CRI client of one screen, since Debian has no crictl: one call, request and answer in protobuf's text form.
+#
+# usage: cri.sh SOCKET METHOD [REQUEST]     e.g. cri.sh /tmp/c/c.sock ListPodSandbox
+#                                           cri.sh /tmp/c/c.sock StopPodSandbox 'pod_sandbox_id: "4f…"'
+# METHOD is looked for in the image service when it speaks of images, else in the runtime service.
+# The messages known are those of cri.proto. Needs curl (HTTP/2) and protoc.
+set -euo pipefail
+
+[ $# -ge 2 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+socket=$1 method=$2 request=${3:-}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+service=RuntimeService
+case $method in *Image*) service=ImageService ;; esac
+
+codec() { protoc --proto_path="$here" "$@" cri.proto; }
+
+# A gRPC message is one byte of flags, four bytes of length, then the protobuf.
+codec --encode="runtime.v1.${method}Request" <<<"$request" >"$work/body"
+{
+  # shellcheck disable=SC2059
+  printf "$(printf '\\x00\\x%02x\\x%02x\\x%02x\\x%02x' $(size=$(stat -c %s "$work/body"); for s in 24 16 8 0; do echo $((size >> s & 255)); done))"
+  cat "$work/body"
+} >"$work/frame"
+
+curl -sS --http2-prior-knowledge --max-time "${CRI_TIMEOUT:-60}" --unix-socket "$socket" \
+  -H 'content-type: application/grpc' -H 'te: trailers' --data-binary @"$work/frame" \
+  -D "$work/head" -o "$work/answer" "http://localhost/runtime.v1.$service/$method"
+
+# The outcome comes in the trailers, which curl writes after the headers.
+trailer() { tr -d '\r' <"$work/head" | sed -n "s/^$1: //Ip" | tail -n 1; }
+status=$(trailer grpc-status)
+if [ "$status" != 0 ]; then
+  echo "cri.sh: $method: code ${status:-missing}: $(trailer grpc-message)" >&2
+  exit 1
+fi
+[ ! -s "$work/answer" ] || tail -c +6 "$work/answer" | codec --decode="runtime.v1.${method}Response"

@@ -1,0 +1,367 @@
+#!/usr/bin/env bash
+# Fetches what Mooring's build, tests and demo need on a Debian 12 machine that has Rust and nothing else.
+#
+# The container parts (containerd, runc, crun, CNI plugins, busybox) go into a private folder, never over the machine's
+# own packages: $MOORING_DEPS, by default <repo>/.deps. They come from a newer Debian suite through an apt
+# configuration of our own. Only small ordinary tools are installed, and from the machine's own suite.
+#
+# usage: deps.sh            fetch what is missing (root; returns at once, without network, when nothing is)
+#        deps.sh versions   print what is there
+set -euo pipefail
+export LC_ALL=C DEBIAN_FRONTEND=noninteractive
+# runc, iptables and their like live in sbin, which a plain user's PATH lacks.
+export PATH="$PATH:/usr/sbin:/sbin"
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+deps=${MOORING_DEPS:-$(dirname "$here")/.deps}
+mkdir -p "$deps"
+deps=$(cd "$deps" && pwd)
+log=$deps/deps.log
+
+# The suite with the current container parts, and those that may have newer ones still.
+suite=forky
+next_suites="sid experimental"
+
+# What the machine must have, as "command-or-file package".
+machine_tools="
+iptables iptables
+ip iproute2
+patchelf patchelf
+gcc gcc
+/usr/include/stdio.h libc6-dev
+make make
+protoc protobuf-compiler
+/usr/include/google/protobuf/any.proto libprotobuf-dev
+mkfs.erofs erofs-utils
+curl curl
+flock util-linux
+modprobe kmod
+"
+
+step="start"
+failed=
+fail() { failed=yes; echo "deps.sh: step \"$step\" failed: $*" >&2; exit 1; }
+
+# Runs a command with its chatter in the log; what the log says is shown only when the command fails.
+quietly() {
+  echo "+ $*" >>"$log"
+  "$@" >>"$log" 2>&1
+}
+
+# Mirrors hiccup: three attempts, then the end of the log and a sentence that names the step.
+retry() {
+  local attempt
+  for attempt in 1 2 3; do
+    if quietly "$@"; then return 0; fi
+    [ "$attempt" = 3 ] || sleep $((attempt * 3))
+  done
+  tail -n 15 "$log" >&2
+  fail "\"$*\" did not succeed in 3 attempts (whole log: $log)"
+}
+
+have() { case $1 in /*) [ -e "$1" ] ;; *) command -v "$1" >/dev/null ;; esac; }
+
+missing_packages() {
+  local tool package
+  while read -r tool package; do
+    [ -z "$tool" ] || have "$tool" || echo "$package"
+  done <<<"$machine_tools"
+}
+
+# The stamp changes with this script, the folder (patchelf wrote it into the binaries) and the architecture.
+stamp() { { cat "$here/deps.sh"; echo "$deps"; uname -m; } | sha256sum | cut -d' ' -f1; }
+
+complete() {
+  local part
+  [ "$(cat "$deps/stamp" 2>/dev/null)" = "$1" ] || return 1
+  for part in bin/containerd bin/ctr bin/containerd-shim-runc-v2 bin/runc bin/runc-1.1 bin/crun bin/busybox cni/bin/bridge; do
+    [ -x "$deps/$part" ] || return 1
+  done
+  [ -f "$deps/images/busybox.tar" ] && [ -z "$(missing_packages)" ]
+}
+
+# --- the machine's own suite --------------------------------------------------------------------------------------
+
+machine_index_done=
+machine_index() {
+  [ -z "$machine_index_done" ] || return 0
+  # A third party's source that is down must not stop us: what counts is whether the install works afterwards.
+  quietly apt-get -q update || quietly apt-get -q update || true
+  machine_index_done=yes
+}
+
+install_machine_tools() {
+  step="install the machine's ordinary tools"
+  local packages
+  packages=$(missing_packages)
+  [ -n "$packages" ] || return 0
+  machine_index
+  # shellcheck disable=SC2086
+  retry apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $packages
+  packages=$(missing_packages)
+  [ -z "$packages" ] || fail "installed, but still not found: $packages"
+}
+
+# --- other suites, through an apt of their own ----------------------------------------------------------------------
+
+# Sets uri to the mirror that the machine itself uses for its main suite, so that no host is named here.
+find_mirror() {
+  step="find the Debian mirror in the machine's apt sources"
+  local codename
+  codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+  uri=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
+    awk -v suite="$codename" '$2 == suite && $3 == "main" { print $1; exit }')
+  [ -n "$uri" ] || fail "no apt source serves \"main\" of this machine's suite \"$codename\""
+}
+
+# apt_of NAME COMMAND…: apt's COMMAND on the private indexes called NAME. The dpkg status is empty on purpose: the
+# dependencies of an unpacked package must come along even where the machine has an older version installed. The cache
+# of the parsed index is switched on by name: container images of Debian switch it off, and every call would parse anew.
+apt_of() {
+  local root=$deps/apt/$1 tool=$2
+  shift 2
+  "$tool" -q -o Dir::Etc::SourceList="$root/sources.list" -o Dir::Etc::SourceParts=/dev/null \
+    -o Dir::Etc::PreferencesParts=/dev/null -o Dir::State::Lists="$root/lists" -o Dir::Cache="$root/cache" \
+    -o Dir::Cache::pkgcache=pkgcache.bin -o Dir::Cache::srcpkgcache=srcpkgcache.bin \
+    -o Dir::State::Status="$root/status" -o APT::Sandbox::User=root -o APT::Default-Release= "$@"
+}
+
+# write_sources NAME SUITE…
+write_sources() {
+  local root=$deps/apt/$1 keyring=/usr/share/keyrings/debian-archive-keyring.gpg options="target=Packages" one
+  shift
+  mkdir -p "$root/lists/partial" "$root/cache/archives/partial"
+  : >"$root/status"
+  # Without the keyring file apt falls back on its trusted keys; it never takes unsigned indexes.
+  [ ! -f "$keyring" ] || options="$options signed-by=$keyring"
+  for one in "$@"; do echo "deb [$options] $uri $one main"; done >"$root/sources.list"
+}
+
+# fetch NAME SPEC FOLDER: downloads one package and unpacks it into FOLDER.
+fetch() {
+  local folder=$deps/apt/debs/$1-${2%%=*}
+  rm -rf "$folder"
+  mkdir -p "$folder" "$3"
+  ( cd "$folder" && retry apt_of "$1" apt-get download "$2" )
+  quietly dpkg -x "$folder"/*.deb "$3" || fail "cannot unpack $2"
+  rm -rf "$folder"
+}
+
+# Every package that the named ones need, themselves included.
+closure() {
+  apt_of "$suite" apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
+    --no-replaces --no-enhances "$@" | grep '^[a-z0-9]' | sort -u
+}
+
+# place FROM TO: by rename, because a containerd that somebody runs from here must keep its old file.
+place() {
+  [ -f "$1" ] || fail "expected file $1 is not in its package"
+  mkdir -p "$(dirname "$2")"
+  cp "$1" "$2.new"
+  chmod 0755 "$2.new"
+  mv -f "$2.new" "$2"
+}
+
+# --- the parts ------------------------------------------------------------------------------------------------------
+
+fetch_containerd() {
+  step="fetch containerd from $suite"
+  fetch "$suite" containerd "$deps/unpack/containerd"
+  local one
+  for one in containerd ctr containerd-shim-runc-v2; do
+    place "$deps/unpack/containerd/usr/bin/$one" "$deps/bin/$one"
+  done
+}
+
+fetch_cni() {
+  step="fetch the CNI plugins from $suite"
+  fetch "$suite" containernetworking-plugins "$deps/unpack/cni"
+  local one
+  for one in "$deps"/unpack/cni/usr/lib/cni/*; do
+    place "$one" "$deps/cni/bin/$(basename "$one")"
+  done
+}
+
+fetch_busybox() {
+  step="fetch busybox from $suite"
+  fetch "$suite" busybox-static "$deps/unpack/busybox"
+  # Suites differ in where it lies, and other files of the package have the same name: it is the big one.
+  local found
+  found=$(find "$deps/unpack/busybox" -type f -name busybox -size +500k | head -n 1)
+  place "${found:-$deps/unpack/busybox/usr/bin/busybox}" "$deps/bin/busybox"
+}
+
+# Fetches packages with all their libraries, the libraries into $deps/lib.
+fetch_with_libraries() {
+  local package libraries
+  libraries=$(closure "$@") || fail "cannot compute the dependencies of $*"
+  for package in $libraries; do
+    # Virtual names have no candidate and nothing to download.
+    apt_of "$suite" apt-cache show "$package" >/dev/null 2>&1 || continue
+    fetch "$suite" "$package" "$deps/unpack/oci"
+  done
+  local one
+  mkdir -p "$deps/lib"
+  while read -r one; do
+    # Renamed into place for the same reason as binaries: somebody may have the old one mapped.
+    cp -P "$one" "$deps/lib/.new"
+    mv -f "$deps/lib/.new" "$deps/lib/$(basename "$one")"
+  done < <(find "$deps/unpack/oci" -path '*/lib/*' -name '*.so*' ! -path '*/gconv/*' \( -type f -o -type l \))
+}
+
+# privatise FROM TO: a copy that runs with our libc, since the machine's is too old for it. The search path is the
+# transitive kind (RPATH), so that the libraries find each other too.
+privatise() {
+  local loader
+  loader=$(find "$deps/lib" -maxdepth 1 -name 'ld-linux*.so.*' | head -n 1)
+  [ -n "$loader" ] || fail "the private libc has no loader"
+  [ -f "$1" ] || fail "expected file $1 is not in its package"
+  mkdir -p "$(dirname "$2")"
+  cp "$1" "$2.new"
+  chmod 0755 "$2.new"
+  quietly patchelf --set-interpreter "$loader" --force-rpath --set-rpath "$deps/lib" "$2.new" || fail "patchelf on $2"
+  # A library that came from anywhere else would be the machine's older one.
+  local stray
+  stray=$("$loader" --list "$2.new" | awk -v lib="$deps/lib/" '/=>/ && index($3, lib) != 1' || true)
+  [ -z "$stray" ] || fail "$(basename "$2") would take these libraries from the machine: $stray"
+  mv -f "$2.new" "$2"
+}
+
+fetch_oci_runtimes() {
+  step="fetch runc and crun with their libraries from $suite"
+  fetch_with_libraries runc crun
+  privatise "$deps/unpack/oci/usr/sbin/runc" "$deps/bin/runc"
+  privatise "$deps/unpack/oci/usr/bin/crun" "$deps/bin/crun"
+}
+
+# The machine's own runc is what many nodes of that age have, and what figures are compared with.
+fetch_old_runc() {
+  step="fetch the machine's own suite's runc"
+  local folder=$deps/apt/debs/own
+  apt-cache show runc >/dev/null 2>&1 || machine_index
+  rm -rf "$folder"
+  mkdir -p "$folder"
+  ( cd "$folder" && retry apt-get -q -o APT::Sandbox::User=root download runc )
+  quietly dpkg -x "$folder"/runc_*.deb "$deps/unpack/own" || fail "cannot unpack runc"
+  place "$deps/unpack/own/usr/sbin/runc" "$deps/bin/runc-1.1"
+}
+
+version_in() { # version_in NAME PACKAGE: the newest version in the indexes called NAME
+  apt_of "$1" apt-cache madison "$2" 2>/dev/null | awk '{ print $3 }' | sort -V | tail -n 1
+}
+
+# Newer parts for the "does it work with the next one too" tests. None of them is required: every failure here is
+# a line of output and no more.
+fetch_next() {
+  step="look for newer parts in $next_suites"
+  local package old new
+  # shellcheck disable=SC2086
+  write_sources next $next_suites
+  if ! quietly apt_of next apt-get update; then
+    echo "newer parts: $next_suites cannot be read now; left out"
+    return 0
+  fi
+  for package in containerd runc cri-tools; do
+    new=$(version_in next "$package")
+    old=$(version_in "$suite" "$package")
+    if [ -z "$new" ] || ! dpkg --compare-versions "$new" gt "${old:-0}"; then continue; fi
+    # By the version just found: experimental is never apt's own first choice.
+    if ! ( fetch next "$package=$new" "$deps/unpack/next" ); then
+      echo "newer parts: $package $new did not arrive; left out"
+      continue
+    fi
+    case $package in
+      containerd)
+        local one
+        for one in containerd ctr containerd-shim-runc-v2; do
+          place "$deps/unpack/next/usr/bin/$one" "$deps/containerd-next/bin/$one"
+        done ;;
+      runc) ( privatise "$deps/unpack/next/usr/sbin/runc" "$deps/bin/runc-next" ) || rm -f "$deps/bin/runc-next" ;;
+      cri-tools) place "$deps/unpack/next/usr/bin/crictl" "$deps/bin/crictl" ;;
+    esac
+  done
+  # The same tool may be in the main suite one day.
+  if [ ! -x "$deps/bin/crictl" ] && [ -n "$(version_in "$suite" cri-tools)" ]; then
+    ( fetch "$suite" cri-tools "$deps/unpack/crictl" ) && place "$deps/unpack/crictl/usr/bin/crictl" "$deps/bin/crictl"
+  fi
+}
+
+# The images are not downloaded: see image.sh.
+make_images() {
+  step="make the test images"
+  MOORING_DEPS=$deps "$here/image.sh" --all "$deps/images" >>"$log" 2>&1 || { tail -n 5 "$log" >&2; fail "image.sh --all"; }
+}
+
+# --- what is there --------------------------------------------------------------------------------------------------
+
+# report PART COMMAND…: one line; a part that is there and does not run is an error.
+report() {
+  local part=$1 answer
+  shift
+  answer=$("$@" 2>&1) || fail "$part does not run here: $answer"
+  printf '%-26s %s\n' "$part" "$(head -n 1 <<<"$answer")"
+}
+optional() { if [ -x "$2" ]; then report "$@"; else printf '%-26s %s\n' "$1" "(no Debian suite has it)"; fi; }
+
+versions() {
+  step="check the versions"
+  report containerd "$deps/bin/containerd" --version
+  report ctr "$deps/bin/ctr" --version
+  report containerd-shim-runc-v2 bash -c "'$deps/bin/containerd-shim-runc-v2' -v | tr '\n' ' '"
+  report runc "$deps/bin/runc" --version
+  report runc-1.1 "$deps/bin/runc-1.1" --version
+  optional runc-next "$deps/bin/runc-next" --version
+  report crun "$deps/bin/crun" --version
+  report "CNI plugins" env CNI_COMMAND=VERSION bash -c "'$deps/cni/bin/bridge' </dev/null 2>&1 | head -n 1; true"
+  report busybox "$deps/bin/busybox" busybox --help
+  optional crictl "$deps/bin/crictl" --version
+  optional containerd-next "$deps/containerd-next/bin/containerd" --version
+  report iptables iptables --version
+  report iproute2 ip -V
+  report gcc gcc --version
+  report protoc protoc --version
+  report patchelf patchelf --version
+  report erofs-utils dpkg-query -W -f '${Version}' erofs-utils
+}
+
+main() {
+  case ${1:-} in
+    "") ;;
+    versions) versions; return ;;
+    *) echo "usage: deps.sh [versions]" >&2; exit 2 ;;
+  esac
+  local want
+  want=$(stamp)
+  if complete "$want"; then echo "deps: everything is in $deps"; return; fi
+  [ "$(id -u)" = 0 ] || fail "must run as root (it installs packages)"
+
+  # One at a time; whoever waited finds the work done.
+  exec 9>"$deps/lock"
+  flock 9
+  if complete "$want"; then echo "deps: everything is in $deps"; return; fi
+  rm -f "$deps/stamp"
+  : >"$log"
+  rm -rf "$deps/unpack"
+
+  install_machine_tools
+  find_mirror
+  step="read the package index of $suite"
+  write_sources "$suite" "$suite"
+  retry apt_of "$suite" apt-get update
+  fetch_containerd
+  fetch_cni
+  fetch_busybox
+  fetch_oci_runtimes
+  fetch_old_runc
+  fetch_next
+  make_images
+  # The indexes and the trees that the parts were picked from are several times their size.
+  rm -rf "$deps/unpack" "$deps/apt"
+  versions
+  echo "$want" >"$deps/stamp.new"
+  mv -f "$deps/stamp.new" "$deps/stamp"
+  echo "deps: everything is in $deps"
+}
+
+trap 'code=$?; [ $code = 0 ] || [ -n "$failed" ] || [ "$step" = start ] || echo "deps.sh: stopped at step \"$step\" (log: $log)" >&2' EXIT
+main "$@"
