@@ -21,8 +21,7 @@ codec() { protoc --proto_path="$here" "$@" cri.proto; }
 # A gRPC message is one byte of flags, four bytes of length, then the protobuf.
 codec --encode="runtime.v1.${method}Request" <<<"$request" >"$work/body"
 {
-  # shellcheck disable=SC2059
-  printf "$(printf '\\x00\\x%02x\\x%02x\\x%02x\\x%02x' $(size=$(stat -c %s "$work/body"); for s in 24 16 8 0; do echo $((size >> s & 255)); done))"
+  printf '%08x' "$(stat -c %s "$work/body")" | sed 's/../\\x&/g; s/^/\\x00/' | { IFS= read -r bytes || true; printf '%b' "$bytes"; }
   cat "$work/body"
 } >"$work/frame"
 

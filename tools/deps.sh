@@ -14,7 +14,7 @@ export PATH="$PATH:/usr/sbin:/sbin"
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 deps=${MOORING_DEPS:-$(dirname "$here")/.deps}
-mkdir -p "$deps"
+mkdir -p "$deps" || { echo "deps.sh: cannot make the folder $deps (set MOORING_DEPS to another)" >&2; exit 1; }
 deps=$(cd "$deps" && pwd)
 log=$deps/deps.log
 
@@ -31,7 +31,6 @@ gcc gcc
 /usr/include/stdio.h libc6-dev
 make make
 protoc protobuf-compiler
-/usr/include/google/protobuf/any.proto libprotobuf-dev
 mkfs.erofs erofs-utils
 curl curl
 flock util-linux
@@ -109,6 +108,7 @@ find_mirror() {
   step="find the Debian mirror in the machine's apt sources"
   local codename
   codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+  # shellcheck disable=SC2016
   uri=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
     awk -v suite="$codename" '$2 == suite && $3 == "main" { print $1; exit }')
   [ -n "$uri" ] || fail "no apt source serves \"main\" of this machine's suite \"$codename\""
@@ -257,7 +257,7 @@ fetch_next() {
   local package old new
   # shellcheck disable=SC2086
   write_sources next $next_suites
-  if ! quietly apt_of next apt-get update; then
+  if ! quietly apt_of next apt-get -o APT::Update::Error-Mode=any update; then
     echo "newer parts: $next_suites cannot be read now; left out"
     return 0
   fi
@@ -321,6 +321,7 @@ versions() {
   report gcc gcc --version
   report protoc protoc --version
   report patchelf patchelf --version
+  # shellcheck disable=SC2016
   report erofs-utils dpkg-query -W -f '${Version}' erofs-utils
 }
 
@@ -347,7 +348,8 @@ main() {
   find_mirror
   step="read the package index of $suite"
   write_sources "$suite" "$suite"
-  retry apt_of "$suite" apt-get update
+  # By itself apt calls an index that it could not reach a warning.
+  retry apt_of "$suite" apt-get -o APT::Update::Error-Mode=any update
   fetch_containerd
   fetch_cni
   fetch_busybox
@@ -363,5 +365,6 @@ main() {
   echo "deps: everything is in $deps"
 }
 
+# shellcheck disable=SC2154
 trap 'code=$?; [ $code = 0 ] || [ -n "$failed" ] || [ "$step" = start ] || echo "deps.sh: stopped at step \"$step\" (log: $log)" >&2' EXIT
 main "$@"
