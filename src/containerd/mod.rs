@@ -1,1 +1,5 @@
-//! TBD by its owner.
+//! The calls back: what a sandbox asks of containerd.
+
+mod error;
+
+pub use error::Error;

@@ -1,0 +1,108 @@
+//! What can go wrong with a mount or with the pod's files.
+
+use std::{io, path::Path};
+
+use thiserror::Error;
+
+use crate::{
+    containerd,
+    error::{Code, Coded, code_of_io},
+};
+
+/// Why mounting, unmounting or preparing the pod's files failed.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The request cannot be meant.
+    #[error("{what}: {reason}")]
+    Invalid {
+        /// What was asked for.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Mooring, or this kernel, has no way to do it.
+    #[error("{what}: {reason}")]
+    Unimplemented {
+        /// What was asked for.
+        what: String,
+        /// What is missing.
+        reason: String,
+    },
+    /// The kernel refused.
+    #[error("{deed}: {source}")]
+    System {
+        /// What was being done, to what.
+        deed: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The file system had more to say than a number.
+    #[error("{deed}: {source}: {messages}")]
+    Explained {
+        /// What was being done, to what.
+        deed: String,
+        /// The kernel's answer.
+        source: io::Error,
+        /// The kernel's words.
+        messages: String,
+    },
+    /// A part of an image volume is not there.
+    #[error("image volume {reference:?}: {path:?} does not exist in the image")]
+    NoSuchPath {
+        /// The image.
+        reference: String,
+        /// The path within.
+        path: String,
+    },
+    /// containerd did not do its part of an image volume.
+    #[error("image volume {reference:?}: {source}")]
+    Image {
+        /// The image.
+        reference: String,
+        /// containerd's answer.
+        source: containerd::Error,
+    },
+}
+
+impl Error {
+    /// A system call's failure in doing `deed`.
+    pub(crate) fn system(deed: impl Into<String>, source: impl Into<io::Error>) -> Self {
+        Self::System { deed: deed.into(), source: source.into() }
+    }
+
+    /// A system call's failure in doing `deed` to `path`.
+    pub(crate) fn at(deed: &str, path: &Path, source: impl Into<io::Error>) -> Self {
+        Self::system(format!("{deed} {}", path.display()), source)
+    }
+
+    pub(crate) fn invalid(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Invalid { what: what.into(), reason: reason.into() }
+    }
+
+    pub(crate) fn unimplemented(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Unimplemented { what: what.into(), reason: reason.into() }
+    }
+
+    /// Whether the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Image { source, .. } => source.is_retryable(),
+            Self::System { source, .. } | Self::Explained { source, .. } => {
+                source.kind() == io::ErrorKind::ResourceBusy
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Coded for Error {
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid { .. } => Code::InvalidArgument,
+            Self::Unimplemented { .. } => Code::Unimplemented,
+            Self::System { source, .. } | Self::Explained { source, .. } => code_of_io(source),
+            Self::NoSuchPath { .. } => Code::NotFound,
+            Self::Image { source, .. } => source.code(),
+        }
+    }
+}
