@@ -78,15 +78,12 @@ fn unescape(field: &[u8]) -> Vec<u8> {
                 matches!(digit, b'0'..=b'7').then(|| number * 8 + u32::from(digit - b'0'))
             })
         });
-        match octal.and_then(|number| u8::try_from(number).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = after.get(3..).unwrap_or_default();
-            }
-            None => {
-                bytes.push(first);
-                rest = after;
-            }
+        if let Some(byte) = octal.and_then(|number| u8::try_from(number).ok()) {
+            bytes.push(byte);
+            rest = after.get(3..).unwrap_or_default();
+        } else {
+            bytes.push(first);
+            rest = after;
         }
     }
     bytes
