@@ -1,1 +1,36 @@
-//! TBD by its owner.
+//! The pod's network: its namespace, the CNI configuration, and the plugins that attach and detach it.
+//!
+//! An attachment is a resource like any other: [`plan`] makes its record, which the journal stores before
+//! anything runs; [`attach`] acquires it and [`detach`] releases it, whatever has become of the configuration,
+//! of the namespace or of this process in between. [`netns`] does the same for the namespace itself.
+
+mod attachment;
+mod cache;
+pub mod capabilities;
+mod conf;
+mod error;
+mod exec;
+mod gc;
+mod netlink;
+pub mod netns;
+mod observer;
+mod plugin;
+mod record;
+mod result;
+mod settings;
+
+#[cfg(test)]
+pub(crate) mod fake;
+
+pub use attachment::{add, attach, check, detach, status};
+pub use cache::{CacheProblem, CachedAttachment, cached_attachments};
+pub use capabilities::Capabilities;
+pub use conf::{ConfProblem, NetworkList, load};
+pub use error::Error;
+pub use exec::ExecPlugins;
+pub use gc::{GcReport, gc};
+pub use observer::{CniObserver, Observed};
+pub use plugin::{Call, CniPlugins, Operation, PluginError, Target};
+pub use record::{AttachRequest, AttachmentRecord, NetworkRecord, Outcome, kubernetes_args, plan};
+pub use result::{AddResult, Address, Interface, NetworkResult};
+pub use settings::{Settings, SettingsOverride};

@@ -1,0 +1,126 @@
+//! Where CNI's files are and how its plugins are called.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+/// How this node does CNI. Stored in the attachment's record, so that a DEL uses what the ADD used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// The folder of network configurations.
+    pub conf_dir: PathBuf,
+    /// Where plugin programs are looked for, in this order.
+    pub bin_dirs: Vec<PathBuf>,
+    /// How many networks of `conf_dir` a pod joins; 0 is all of them.
+    pub max_conf_num: usize,
+    /// Whether `lo` is brought up.
+    pub loopback: bool,
+    /// The pod's interface in the first network. The next ones count on from it: `eth0`, `eth1` and so on.
+    pub ifname: String,
+    /// The folder that holds `results/`, shared with other users of CNI.
+    pub cache_dir: PathBuf,
+    /// The longest that one plugin call may take, in seconds; 0 leaves only the caller's deadline.
+    pub timeout: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            conf_dir: "/etc/cni/net.d".into(),
+            bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            max_conf_num: 1,
+            loopback: true,
+            ifname: "eth0".to_owned(),
+            cache_dir: "/var/lib/cni".into(),
+            timeout: 60,
+        }
+    }
+}
+
+/// What one source of configuration says of [`Settings`]; what it does not mention stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SettingsOverride {
+    /// See [`Settings::conf_dir`].
+    pub conf_dir: Option<PathBuf>,
+    /// See [`Settings::bin_dirs`].
+    pub bin_dirs: Option<Vec<PathBuf>>,
+    /// See [`Settings::max_conf_num`].
+    pub max_conf_num: Option<usize>,
+    /// See [`Settings::loopback`].
+    pub loopback: Option<bool>,
+    /// See [`Settings::ifname`].
+    pub ifname: Option<String>,
+    /// See [`Settings::cache_dir`].
+    pub cache_dir: Option<PathBuf>,
+    /// See [`Settings::timeout`].
+    pub timeout: Option<u64>,
+}
+
+impl Settings {
+    /// These settings, changed where `other` says something.
+    #[must_use]
+    pub fn overridden_by(self, other: SettingsOverride) -> Self {
+        Self {
+            conf_dir: other.conf_dir.unwrap_or(self.conf_dir),
+            bin_dirs: other.bin_dirs.unwrap_or(self.bin_dirs),
+            max_conf_num: other.max_conf_num.unwrap_or(self.max_conf_num),
+            loopback: other.loopback.unwrap_or(self.loopback),
+            ifname: other.ifname.unwrap_or(self.ifname),
+            cache_dir: other.cache_dir.unwrap_or(self.cache_dir),
+            timeout: other.timeout.unwrap_or(self.timeout),
+        }
+    }
+
+    /// The time that one plugin call has, where it is limited.
+    pub(super) fn call_timeout(&self) -> Option<Duration> {
+        (self.timeout > 0).then(|| Duration::from_secs(self.timeout))
+    }
+
+    /// The interface's name in the network with this index.
+    pub(super) fn ifname_of(&self, index: usize) -> String {
+        let stem = self.ifname.trim_end_matches(|c: char| c.is_ascii_digit());
+        let first = self.ifname.get(stem.len()..).unwrap_or_default();
+        if index == 0 {
+            return self.ifname.clone();
+        }
+        let first: usize = first.parse().unwrap_or(0);
+        format!("{stem}{}", first.saturating_add(index))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_table_gives_the_defaults() {
+        let settings: Settings = toml::from_str("").unwrap();
+        assert_eq!(settings, Settings::default());
+        assert_eq!(settings.ifname, "eth0");
+        assert_eq!(settings.max_conf_num, 1);
+    }
+
+    #[test]
+    fn an_override_changes_only_what_it_names() {
+        let other: SettingsOverride =
+            toml::from_str("conf_dir = \"/elsewhere\"\ntimeout = 5").unwrap();
+        let settings = Settings::default().overridden_by(other);
+        assert_eq!(settings.conf_dir, PathBuf::from("/elsewhere"));
+        assert_eq!(settings.timeout, 5);
+        assert_eq!(settings.cache_dir, Settings::default().cache_dir);
+    }
+
+    #[test]
+    fn interfaces_of_further_networks_count_on() {
+        let mut settings = Settings::default();
+        let names: Vec<_> = (0..3).map(|index| settings.ifname_of(index)).collect();
+        assert_eq!(names, ["eth0", "eth1", "eth2"]);
+        settings.ifname = "net9".to_owned();
+        assert_eq!(settings.ifname_of(1), "net10");
+        settings.ifname = "pod".to_owned();
+        assert_eq!(settings.ifname_of(0), "pod");
+        assert_eq!(settings.ifname_of(1), "pod1");
+    }
+}
