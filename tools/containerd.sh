@@ -12,7 +12,7 @@
 #        containerd.sh smoke DIR [HANDLER]        run and remove a pod with one container over CRI
 #
 # environment: MOORING_DEPS        where deps.sh put everything, default <repo>/.deps
-#              MOORING_SHIM        the shim of handler "mooring", default <repo>/target/release/containerd-shim-mooring-v1
+#              MOORING_SHIM        the shim of handler "mooring", default <repo>/target/dist/containerd-shim-mooring-v1
 #              MOORING_RUNC        the OCI runtime of both handlers, default $MOORING_DEPS/bin/runc
 #              MOORING_OPTIONS     more lines of TOML for the mooring handler's options
 #              MOORING_CONTAINERD  the folder with containerd, ctr and containerd-shim-runc-v2, default $MOORING_DEPS/bin
@@ -48,7 +48,7 @@ name_things() {
 # --- configuration --------------------------------------------------------------------------------------------------
 
 print_config() {
-  local shim=${MOORING_SHIM:-$repo/target/release/containerd-shim-mooring-v1} runc=${MOORING_RUNC:-$deps/bin/runc}
+  local shim=${MOORING_SHIM:-$repo/target/dist/containerd-shim-mooring-v1} runc=${MOORING_RUNC:-$deps/bin/runc}
   cat <<TOML
 version = 3
 root = '$dir/root'
