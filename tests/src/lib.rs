@@ -1,1 +1,14 @@
-//! Harness of the end-to-end tests.
+//! Harness of the end-to-end tests and of the benchmark: a machine of namespaces, a private containerd in it, clients
+//! of its services, and an audit that finds whatever a test left behind.
+//!
+//! A test binary is a list of async functions ([`suite::Suite`]); each gets a [`suite::Case`] and runs once per
+//! runtime handler.
+#![forbid(unsafe_code)]
+
+pub mod audit;
+pub mod cri;
+pub mod machine;
+pub mod node;
+pub mod services;
+pub mod stream;
+pub mod suite;

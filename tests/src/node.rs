@@ -1,0 +1,442 @@
+//! A containerd of the tests' own, with the handlers under comparison.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use containerd_client::services::v1 as api;
+use containerd_client::tonic::transport::Channel;
+use k8s_cri::v1 as cri;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// The image that containers run: busybox.
+pub const IMAGE: &str = "docker.io/library/mooring-test:latest";
+/// An image of files, for image volumes.
+pub const DATA_IMAGE: &str = "docker.io/library/mooring-data:latest";
+/// What podsandbox keeps a pod with.
+const PAUSE_IMAGE: &str = "registry.k8s.io/pause:3.10";
+
+/// A further runtime handler of the node.
+#[derive(Clone, Debug)]
+pub struct Extra {
+    /// The handler's name.
+    pub name: &'static str,
+    /// Its options, as TOML lines; `{deps}` is the folder of the prerequisites.
+    pub options: &'static str,
+}
+
+/// What a test binary wants of its node beyond the usual.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Further handlers with Mooring's shim.
+    pub extra: Vec<Extra>,
+    /// More lines of TOML for the options of the handler `mooring`.
+    pub options: String,
+}
+
+/// A booted containerd. It lives as long as the machine does.
+pub struct Node {
+    folder: PathBuf,
+    deps: PathBuf,
+    programs: PathBuf,
+    channel: Channel,
+    containerd: Mutex<Option<Child>>,
+}
+
+impl Node {
+    /// Writes the configuration, boots containerd, imports the images.
+    pub async fn boot(folder: &Path, settings: &Settings) -> Result<Self> {
+        let deps = deps()?;
+        let programs =
+            std::env::var_os("MOORING_CONTAINERD").map_or_else(|| deps.join("bin"), PathBuf::from);
+        for program in ["containerd", "ctr", "containerd-shim-runc-v2"] {
+            must_exist(&programs.join(program), "run tools/deps.sh")?;
+        }
+        for file in ["bin/runc", "cni/bin/bridge", "images/busybox.tar", "images/data.tar"] {
+            must_exist(&deps.join(file), "run tools/deps.sh")?;
+        }
+        let shim = shim()?;
+        for sub in ["bin", "cni/net.d", "cni/ipam", "certs.d", "cdi", "nri", "logs"] {
+            fs::create_dir_all(folder.join(sub))?;
+        }
+        // What clients find by name: `ctr run --runtime io.containerd.mooring.v1`, options without BinaryName.
+        for (name, target) in [
+            ("containerd-shim-mooring-v1", shim.clone()),
+            ("containerd-shim-runc-v2", programs.join("containerd-shim-runc-v2")),
+            ("runc", runc(&deps)),
+        ] {
+            symlink(target, folder.join("bin").join(name)).context("link a program")?;
+        }
+        fs::write(folder.join("config.toml"), config(folder, &deps, settings))?;
+        fs::write(folder.join("cni/net.d/10-e2e.conflist"), network(folder))?;
+        let channel = channel_to(&folder.join("c.sock"))?;
+        let node =
+            Self { folder: folder.to_owned(), deps, programs, channel, containerd: Mutex::default() };
+        node.start().await?;
+        node.import_images().await?;
+        Ok(node)
+    }
+
+    /// The folder of everything that is this node's.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Where the prerequisites are.
+    pub fn deps(&self) -> &Path {
+        &self.deps
+    }
+
+    /// The bridge of the pods' network.
+    #[expect(clippy::unused_self, reason = "the name is a property of the node")]
+    pub fn bridge(&self) -> &'static str {
+        "mooring-e2e0"
+    }
+
+    /// A connection to containerd that finds it again after a restart.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// CRI's runtime service.
+    pub fn cri(&self) -> cri::runtime_service_client::RuntimeServiceClient<Channel> {
+        cri::runtime_service_client::RuntimeServiceClient::new(self.channel())
+            .max_decoding_message_size(64 << 20)
+    }
+
+    /// CRI's image service.
+    pub fn images(&self) -> cri::image_service_client::ImageServiceClient<Channel> {
+        cri::image_service_client::ImageServiceClient::new(self.channel())
+    }
+
+    /// containerd's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("c.sock")
+    }
+
+    /// What containerd and its shims have logged.
+    pub fn log(&self) -> String {
+        let log = fs::read(self.folder.join("containerd.log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// containerd's process, while it runs.
+    pub fn pid(&self) -> Option<i32> {
+        self.child().as_ref().and_then(|child| i32::try_from(child.id()).ok())
+    }
+
+    fn child(&self) -> MutexGuard<'_, Option<Child>> {
+        self.containerd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self) -> String {
+        let folders = [self.folder.join("bin"), self.programs.clone(), self.deps.join("bin")];
+        let mut path: Vec<String> = folders.iter().map(|one| one.display().to_string()).collect();
+        path.push(std::env::var("PATH").unwrap_or_default());
+        path.push("/usr/sbin:/sbin:/usr/bin:/bin".to_owned());
+        path.join(":")
+    }
+
+    /// Starts containerd and waits until CRI answers.
+    pub async fn start(&self) -> Result<()> {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join("containerd.log"))?;
+        let child = Command::new(self.programs.join("containerd"))
+            .arg("--config")
+            .arg(self.folder.join("config.toml"))
+            .env("PATH", self.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("start containerd")?;
+        *self.child() = Some(child);
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            let request = cri::StatusRequest { verbose: false };
+            let answer =
+                tokio::time::timeout(Duration::from_secs(5), self.cri().status(request)).await;
+            if let Ok(Ok(status)) = answer {
+                let conditions = status.into_inner().status.map(|one| one.conditions);
+                if conditions.is_some_and(|all| all.iter().all(|one| one.status)) {
+                    return Ok(());
+                }
+            }
+            if let Some(child) = self.child().as_mut()
+                && let Some(status) = child.try_wait()?
+            {
+                bail!("containerd ended with {status}; its log says:\n{}", tail(&self.log(), 15));
+            }
+            if Instant::now() > until {
+                bail!("containerd does not answer; its log says:\n{}", tail(&self.log(), 15));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Sends containerd a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = self.pid().context("containerd does not run")?;
+        kill(Pid::from_raw(pid), signal).with_context(|| format!("send containerd {signal}"))
+    }
+
+    /// Ends containerd with a signal and waits for its end; the shims go on.
+    pub async fn end(&self, signal: Signal) -> Result<()> {
+        self.signal(signal)?;
+        let Some(mut child) = self.child().take() else { return Ok(()) };
+        let wait = tokio::task::spawn_blocking(move || child.wait());
+        tokio::time::timeout(Duration::from_secs(20), wait).await.context("containerd does not end")???;
+        Ok(())
+    }
+
+    /// An orderly restart.
+    pub async fn restart(&self) -> Result<()> {
+        self.end(Signal::SIGTERM).await?;
+        self.start().await
+    }
+
+    /// A crash, and what the init system does about it.
+    pub async fn crash(&self) -> Result<()> {
+        self.end(Signal::SIGKILL).await?;
+        self.start().await
+    }
+
+    /// Runs `ctr` to its end and returns what it printed.
+    pub async fn ctr(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.ctr_command(arguments).output();
+        let output = tokio::time::timeout(Duration::from_secs(60), output)
+            .await
+            .with_context(|| format!("ctr {} does not end", arguments.join(" ")))??;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            bail!("ctr {}: {}: {text}{errors}", arguments.join(" "), output.status);
+        }
+        Ok(text)
+    }
+
+    /// `ctr`, for who wants to talk with it.
+    pub fn ctr_command(&self, arguments: &[&str]) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(self.programs.join("ctr"));
+        command.arg("-a").arg(self.socket()).args(arguments).kill_on_drop(true);
+        command.env("PATH", self.path()).stdin(Stdio::null());
+        command
+    }
+
+    async fn import_images(&self) -> Result<()> {
+        for (file, reference) in
+            [("busybox", IMAGE), ("data", DATA_IMAGE), ("pause", PAUSE_IMAGE)]
+        {
+            let tar = self.deps.join(format!("images/{file}.tar"));
+            let tar = tar.to_str().context("a path that is no text")?;
+            let label = "io.cri-containerd.image=managed";
+            self.ctr(&["-n", "k8s.io", "images", "import", "--label", label, tar]).await?;
+            self.ctr(&["-n", "default", "images", "import", tar]).await?;
+            // CRI learns of images by event.
+            let until = Instant::now() + Duration::from_secs(10);
+            loop {
+                let image = cri::ImageSpec { image: reference.to_owned(), ..Default::default() };
+                let request = cri::ImageStatusRequest { image: Some(image), verbose: false };
+                if self.images().image_status(request).await?.into_inner().image.is_some() {
+                    break;
+                }
+                if Instant::now() > until {
+                    bail!("CRI does not see the image {reference}");
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// After a test that failed: removes pods and tasks and whatever processes are still there.
+    pub async fn clean_up(&self) -> Result<()> {
+        if self.pid().is_none() {
+            self.start().await?;
+        }
+        let mut cri = self.cri();
+        let list = cri.list_pod_sandbox(cri::ListPodSandboxRequest { filter: None }).await?;
+        for pod in list.into_inner().items {
+            let id = pod.id.clone();
+            let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.clone() };
+            let _ = tokio::time::timeout(Duration::from_secs(20), cri.stop_pod_sandbox(request)).await;
+            let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id };
+            let _ = tokio::time::timeout(Duration::from_secs(20), cri.remove_pod_sandbox(request)).await;
+        }
+        for namespace in ["default", "k8s.io"] {
+            let tasks = self.ctr(&["-n", namespace, "tasks", "ls", "-q"]).await.unwrap_or_default();
+            for id in tasks.lines() {
+                let _ = self.ctr(&["-n", namespace, "tasks", "rm", "-f", id]).await;
+            }
+            let all = self.ctr(&["-n", namespace, "containers", "ls", "-q"]).await;
+            for id in all.unwrap_or_default().lines() {
+                let _ = self.ctr(&["-n", namespace, "containers", "rm", id]).await;
+            }
+            let mut store = api::sandbox::store_client::StoreClient::new(self.channel());
+            let request = api::sandbox::StoreListRequest { filters: vec![] };
+            let request = crate::services::in_namespace(namespace, request);
+            if let Ok(list) = store.list(request).await {
+                for one in list.into_inner().list {
+                    let _ = self.ctr(&["-n", namespace, "sandboxes", "rm", "-f", &one.sandbox_id]).await;
+                }
+            }
+        }
+        for process in crate::audit::all_processes() {
+            if Some(process.pid) != self.pid() {
+                let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The last lines of a text.
+pub fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// Where the prerequisites are.
+pub fn deps() -> Result<PathBuf> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let deps = match std::env::var_os("MOORING_DEPS") {
+        Some(deps) => PathBuf::from(deps),
+        None => here.parent().unwrap_or(here).join(".deps"),
+    };
+    must_exist(&deps, "run tools/deps.sh, or say with MOORING_DEPS where its results are")?;
+    Ok(deps.canonicalize()?)
+}
+
+/// The shim under test: beside this binary's own folder of the build, unless `MOORING_SHIM` says otherwise.
+pub fn shim() -> Result<PathBuf> {
+    if let Some(shim) = std::env::var_os("MOORING_SHIM") {
+        let shim = PathBuf::from(shim);
+        must_exist(&shim, "MOORING_SHIM names it")?;
+        return Ok(shim);
+    }
+    let own = fs::read_link("/proc/self/exe")?;
+    let beside = own.ancestors().skip(1).take(2).map(|at| at.join("containerd-shim-mooring-v1"));
+    let found = beside.into_iter().find(|at| at.exists());
+    found.context("no containerd-shim-mooring-v1 beside the tests: run cargo build -p containerd-shim-mooring-v1, or say with MOORING_SHIM where it is")
+}
+
+fn runc(deps: &Path) -> PathBuf {
+    std::env::var_os("MOORING_RUNC").map_or_else(|| deps.join("bin/runc"), PathBuf::from)
+}
+
+fn must_exist(at: &Path, what_to_do: &str) -> Result<()> {
+    if !at.exists() {
+        bail!("{} is missing: {what_to_do}", at.display());
+    }
+    Ok(())
+}
+
+/// A connection that is made when it is first used, and again when it was lost.
+fn channel_to(socket: &Path) -> Result<Channel> {
+    let socket = socket.to_owned();
+    let endpoint = containerd_client::tonic::transport::Endpoint::try_from("http://[::]")?;
+    Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move {
+            let stream = tokio::net::UnixStream::connect(socket).await?;
+            Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
+        }
+    })))
+}
+
+fn config(folder: &Path, deps: &Path, settings: &Settings) -> String {
+    let dir = folder.display();
+    let runc = runc(deps).display().to_string();
+    let deps = deps.display().to_string();
+    let table = "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes";
+    let mooring = Extra { name: "mooring", options: "" };
+    let mut handlers = String::new();
+    for handler in std::iter::once(&mooring).chain(&settings.extra) {
+        let name = handler.name;
+        let mut options = handler.options.replace("{deps}", &deps);
+        if !options.contains("BinaryName") {
+            options = format!("BinaryName = '{runc}'\n{options}");
+        }
+        if name == "mooring" {
+            options.push_str(&settings.options);
+        }
+        handlers += &format!(
+            "[{table}.{name}]\nruntime_type = 'io.containerd.mooring.v1'\n\
+             runtime_path = '{dir}/bin/containerd-shim-mooring-v1'\nsandboxer = 'shim'\n\
+             [{table}.{name}.options]\n{options}\n"
+        );
+    }
+    format!(
+        "version = 3
+root = '{dir}/root'
+state = '{dir}/state'
+disabled_plugins = ['io.containerd.internal.v1.tracing', 'io.containerd.tracing.processor.v1.otlp']
+
+[grpc]
+address = '{dir}/c.sock'
+
+[ttrpc]
+address = '{dir}/c.sock.ttrpc'
+
+[debug]
+level = 'info'
+
+[plugins.'io.containerd.internal.v1.opt']
+path = '{dir}/opt'
+
+[plugins.'io.containerd.nri.v1.nri']
+socket_path = '{dir}/nri.sock'
+plugin_path = '{dir}/nri/plugins'
+plugin_config_path = '{dir}/nri/conf.d'
+
+[plugins.'io.containerd.image-verifier.v1.bindir']
+bin_dir = '{dir}/verifiers'
+
+[plugins.'io.containerd.cri.v1.images']
+snapshotter = 'overlayfs'
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+sandbox = '{PAUSE_IMAGE}'
+[plugins.'io.containerd.cri.v1.images'.registry]
+config_path = '{dir}/certs.d'
+
+[plugins.'io.containerd.grpc.v1.cri']
+disable_tcp_service = true
+stream_server_address = '127.0.0.1'
+stream_server_port = '0'
+
+[plugins.'io.containerd.cri.v1.runtime']
+# Not every machine lets root lower it.
+restrict_oom_score_adj = true
+cdi_spec_dirs = ['{dir}/cdi']
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+bin_dirs = ['{deps}/cni/bin']
+conf_dir = '{dir}/cni/net.d'
+[plugins.'io.containerd.cri.v1.runtime'.containerd]
+default_runtime_name = 'runc'
+[{table}.runc]
+runtime_type = 'io.containerd.runc.v2'
+sandboxer = 'podsandbox'
+[{table}.runc.options]
+BinaryName = '{runc}'
+{handlers}"
+    )
+}
+
+fn network(folder: &Path) -> String {
+    format!(
+        r#"{{ "cniVersion": "1.0.0", "name": "e2e", "plugins": [
+  {{ "type": "bridge", "bridge": "mooring-e2e0", "isGateway": true, "ipMasq": true,
+     "ipam": {{ "type": "host-local", "dataDir": "{}/cni/ipam",
+               "ranges": [[{{ "subnet": "10.88.0.0/16" }}]], "routes": [{{ "dst": "0.0.0.0/0" }}] }} }},
+  {{ "type": "portmap", "capabilities": {{ "portMappings": true }} }} ] }}
+"#,
+        folder.display()
+    )
+}

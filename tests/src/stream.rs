@@ -1,0 +1,1 @@
+//! The streams of exec, attach and port-forward.

@@ -1,0 +1,216 @@
+//! Runs async test functions once per handler, one after another on one node, each followed by an audit.
+
+use std::fs;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use futures_util::FutureExt;
+use libtest_mimic::{Arguments, Failed, Trial};
+use tokio::runtime::Runtime;
+use tokio::sync::{Mutex, OnceCell};
+
+use crate::audit::{Snapshot, leftovers};
+use crate::machine::{Storage, enter};
+use crate::node::{Node, Settings, tail};
+
+/// No test takes longer than this; a hang must become a failure.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// The runtime handler of a run of a test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handler {
+    /// The peer: podsandbox with containerd-shim-runc-v2.
+    Runc,
+    /// The shim under test.
+    Mooring,
+}
+
+impl Handler {
+    /// As the node's configuration calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Runc => "runc",
+            Self::Mooring => "mooring",
+        }
+    }
+
+    /// The runtime type, as `ctr` wants it.
+    pub fn runtime(self) -> &'static str {
+        match self {
+            Self::Runc => "io.containerd.runc.v2",
+            Self::Mooring => "io.containerd.mooring.v1",
+        }
+    }
+}
+
+/// What a test is given.
+#[derive(Clone)]
+pub struct Case {
+    /// The containerd to talk to.
+    pub node: Arc<Node>,
+    /// The handler to use.
+    pub handler: Handler,
+}
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+impl Case {
+    /// A name that no other object of this run has.
+    #[expect(clippy::unused_self, reason = "names are the case's to give")]
+    pub fn unique(&self, stem: &str) -> String {
+        format!("{stem}-{}", NUMBER.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+struct World {
+    folder: PathBuf,
+    settings: Settings,
+    node: OnceCell<Arc<Node>>,
+    turn: Mutex<()>,
+    runtime: Runtime,
+}
+
+/// The tests of one binary.
+pub struct Suite {
+    arguments: Arguments,
+    world: Option<Arc<World>>,
+    trials: Vec<Trial>,
+}
+
+impl Suite {
+    /// Enters the machine, unless the tests shall only be listed. To be called first thing in main.
+    pub fn begin(settings: Settings) -> Self {
+        let mut arguments = Arguments::from_args();
+        // One node, one test at a time: the audit looks at the whole machine.
+        arguments.test_threads = Some(1);
+        if arguments.list {
+            return Self { arguments, world: None, trials: Vec::new() };
+        }
+        let world = enter(Storage::Memory).and_then(|folder| {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()?;
+            Ok(World { folder, settings, node: OnceCell::new(), turn: Mutex::new(()), runtime })
+        });
+        match world {
+            Ok(world) => Self { arguments, world: Some(Arc::new(world)), trials: Vec::new() },
+            Err(error) => {
+                eprintln!("the tests cannot run: {error:#}");
+                std::process::exit(1);
+            }
+        }
+    }
+
+    /// A test on both handlers.
+    pub fn both<F, W>(&mut self, name: &str, test: F)
+    where
+        F: Fn(Case) -> W + Clone + Send + 'static,
+        W: Future<Output = Result<()>> + Send + 'static,
+    {
+        self.on(Handler::Runc, name, test.clone());
+        self.on(Handler::Mooring, name, test);
+    }
+
+    /// A test on one handler.
+    pub fn on<F, W>(&mut self, handler: Handler, name: &str, test: F)
+    where
+        F: Fn(Case) -> W + Send + 'static,
+        W: Future<Output = Result<()>> + Send + 'static,
+    {
+        let world = self.world.clone();
+        let full = format!("{}::{name}", handler.name());
+        self.trials.push(Trial::test(full, move || {
+            let world = world.context("the machine was not entered").map_err(failed)?;
+            world.runtime.block_on(world.run(handler, &test)).map_err(failed)
+        }));
+    }
+
+    /// Runs what the arguments ask for and exits.
+    pub fn run(self) -> ! {
+        libtest_mimic::run(&self.arguments, self.trials).exit()
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature of map_err")]
+fn failed(error: anyhow::Error) -> Failed {
+    Failed::from(format!("{error:#}"))
+}
+
+impl World {
+    async fn run<F, W>(&self, handler: Handler, test: &F) -> Result<()>
+    where
+        F: Fn(Case) -> W,
+        W: Future<Output = Result<()>>,
+    {
+        let _turn = self.turn.lock().await;
+        let boot = || async { Node::boot(&self.folder, &self.settings).await.map(Arc::new) };
+        let node = self.node.get_or_try_init(boot).await.context("boot the node")?;
+        let before = Snapshot::take(node).await.context("look at the machine before the test")?;
+        let log = node.log().len();
+        let case = Case { node: Arc::clone(node), handler };
+        let test = AssertUnwindSafe(test(case)).catch_unwind();
+        let outcome = match tokio::time::timeout(LIMIT, test).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(panic)) => Err(anyhow::anyhow!(words(&*panic))),
+            Err(_) => Err(anyhow::anyhow!("not done after {} s", LIMIT.as_secs())),
+        };
+        let outcome = match outcome {
+            Err(error) => Err(error),
+            Ok(()) => match leftovers(node, &before).await {
+                Ok(left) if left.is_empty() => Ok(()),
+                Ok(left) => Err(anyhow::anyhow!("left on the machine:\n  {}", left.join("\n  "))),
+                Err(error) => Err(error.context("look at the machine after the test")),
+            },
+        };
+        if let Err(error) = outcome {
+            let all = node.log();
+            let log = tail(all.get(log..).unwrap_or_default(), log_lines());
+            let cleaned = tokio::time::timeout(LIMIT, node.clean_up()).await;
+            let cleaned = match cleaned {
+                Ok(Ok(())) => String::new(),
+                Ok(Err(error)) => format!("\nand the clean-up failed: {error:#}"),
+                Err(_) => "\nand the clean-up hangs".to_owned(),
+            };
+            bail!("{error:#}{cleaned}\n--- end of containerd's log:\n{log}");
+        }
+        remove_pod_parents();
+        Ok(())
+    }
+}
+
+fn log_lines() -> usize {
+    std::env::var("MOORING_E2E_LOG").ok().and_then(|lines| lines.parse().ok()).unwrap_or(12)
+}
+
+fn words(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
+}
+
+/// The cgroups that a kubelet would have made for the pods, and would remove now.
+fn remove_pod_parents() {
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        for pod in fs::read_dir(hierarchy.path().join("e2e")).into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(pod.path());
+        }
+    }
+}
+
+/// The tests of a binary: `suite!(settings; both: a, b; mooring: c; runc: d)` makes its main.
+#[macro_export]
+macro_rules! suite {
+    ($settings:expr; both: $($both:ident),* $(,)?; mooring: $($mooring:ident),* $(,)?) => {
+        fn main() {
+            let mut suite = $crate::suite::Suite::begin($settings);
+            $(suite.both(stringify!($both), $both);)*
+            $(suite.on($crate::suite::Handler::Mooring, stringify!($mooring), $mooring);)*
+            suite.run();
+        }
+    };
+}
