@@ -215,7 +215,8 @@ async fn records(node: &Node, seen: &mut BTreeSet<String>) -> Result<()> {
             seen.insert(format!("container record {namespace}/{}", one.id));
         }
         let mut leases = api::leases_client::LeasesClient::new(node.channel());
-        let list = leases.list(in_namespace(namespace, api::ListRequest { filters: vec![] })).await?;
+        let list =
+            leases.list(in_namespace(namespace, api::ListRequest { filters: vec![] })).await?;
         for one in list.into_inner().leases {
             seen.insert(format!("lease {namespace}/{}", one.id));
         }

@@ -253,7 +253,8 @@ impl Pod {
     pub async fn verbose_status(&self) -> Result<(cri::PodSandboxStatus, HashMap<String, String>)> {
         let request =
             cri::PodSandboxStatusRequest { pod_sandbox_id: self.id.clone(), verbose: true };
-        let answer = self.node.cri().pod_sandbox_status(request).await.context("PodSandboxStatus")?;
+        let answer =
+            self.node.cri().pod_sandbox_status(request).await.context("PodSandboxStatus")?;
         let answer = answer.into_inner();
         Ok((answer.status.context("no status")?, answer.info))
     }
@@ -377,8 +378,7 @@ impl Container {
 
     /// ContainerStatus.
     pub async fn status(&self) -> Result<cri::ContainerStatus> {
-        let request =
-            cri::ContainerStatusRequest { container_id: self.id.clone(), verbose: false };
+        let request = cri::ContainerStatusRequest { container_id: self.id.clone(), verbose: false };
         let answer = self.node.cri().container_status(request).await.context("ContainerStatus")?;
         answer.into_inner().status.context("no status")
     }

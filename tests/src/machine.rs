@@ -180,8 +180,11 @@ fn rebuild_cgroups(hierarchies: &[Hierarchy]) -> Result<()> {
     for one in hierarchies {
         fs::create_dir_all(&one.at)?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        let (kind, data) =
-            if one.version2 { ("cgroup2", None) } else { ("cgroup", Some(one.controllers.as_str())) };
+        let (kind, data) = if one.version2 {
+            ("cgroup2", None)
+        } else {
+            ("cgroup", Some(one.controllers.as_str()))
+        };
         mount(Some("cgroup"), &one.at, Some(kind), flags, data)
             .with_context(|| format!("mount the cgroup hierarchy {}", one.at.display()))?;
     }
@@ -190,20 +193,32 @@ fn rebuild_cgroups(hierarchies: &[Hierarchy]) -> Result<()> {
 
 fn hierarchies() -> Result<Vec<Hierarchy>> {
     const GENERAL: [&str; 12] = [
-        "rw", "ro", "nosuid", "nodev", "noexec", "relatime", "xattr", "noatime", "seclabel",
-        "nsdelegate", "memory_recursiveprot", "memory_hugetlb_accounting",
+        "rw",
+        "ro",
+        "nosuid",
+        "nodev",
+        "noexec",
+        "relatime",
+        "xattr",
+        "noatime",
+        "seclabel",
+        "nsdelegate",
+        "memory_recursiveprot",
+        "memory_hugetlb_accounting",
     ];
     let mounts = fs::read_to_string("/proc/self/mounts").context("read the mounts")?;
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in mounts.lines() {
         let mut words = line.split(' ').skip(1);
-        let (Some(at), Some(kind), Some(options)) = (words.next(), words.next(), words.next()) else {
+        let (Some(at), Some(kind), Some(options)) = (words.next(), words.next(), words.next())
+        else {
             continue;
         };
         if kind != "cgroup" && kind != "cgroup2" {
             continue;
         }
-        let controllers: Vec<&str> = options.split(',').filter(|one| !GENERAL.contains(one)).collect();
+        let controllers: Vec<&str> =
+            options.split(',').filter(|one| !GENERAL.contains(one)).collect();
         found.retain(|one| one.at != Path::new(at));
         found.push(Hierarchy {
             at: at.into(),

@@ -75,8 +75,13 @@ impl Node {
         fs::write(folder.join("config.toml"), config(folder, &deps, settings))?;
         fs::write(folder.join("cni/net.d/10-e2e.conflist"), network(folder))?;
         let channel = channel_to(&folder.join("c.sock"))?;
-        let node =
-            Self { folder: folder.to_owned(), deps, programs, channel, containerd: Mutex::default() };
+        let node = Self {
+            folder: folder.to_owned(),
+            deps,
+            programs,
+            channel,
+            containerd: Mutex::default(),
+        };
         node.start().await?;
         node.import_images().await?;
         Ok(node)
@@ -192,7 +197,9 @@ impl Node {
         self.signal(signal)?;
         let Some(mut child) = self.child().take() else { return Ok(()) };
         let wait = tokio::task::spawn_blocking(move || child.wait());
-        tokio::time::timeout(Duration::from_secs(20), wait).await.context("containerd does not end")???;
+        tokio::time::timeout(Duration::from_secs(20), wait)
+            .await
+            .context("containerd does not end")???;
         Ok(())
     }
 
@@ -231,8 +238,7 @@ impl Node {
     }
 
     async fn import_images(&self) -> Result<()> {
-        for (file, reference) in
-            [("busybox", IMAGE), ("data", DATA_IMAGE), ("pause", PAUSE_IMAGE)]
+        for (file, reference) in [("busybox", IMAGE), ("data", DATA_IMAGE), ("pause", PAUSE_IMAGE)]
         {
             let tar = self.deps.join(format!("images/{file}.tar"));
             let tar = tar.to_str().context("a path that is no text")?;
@@ -266,9 +272,11 @@ impl Node {
         for pod in list.into_inner().items {
             let id = pod.id.clone();
             let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.clone() };
-            let _ = tokio::time::timeout(Duration::from_secs(20), cri.stop_pod_sandbox(request)).await;
+            let _ =
+                tokio::time::timeout(Duration::from_secs(20), cri.stop_pod_sandbox(request)).await;
             let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id };
-            let _ = tokio::time::timeout(Duration::from_secs(20), cri.remove_pod_sandbox(request)).await;
+            let _ = tokio::time::timeout(Duration::from_secs(20), cri.remove_pod_sandbox(request))
+                .await;
         }
         for namespace in ["default", "k8s.io"] {
             let tasks = self.ctr(&["-n", namespace, "tasks", "ls", "-q"]).await.unwrap_or_default();
@@ -284,7 +292,9 @@ impl Node {
             let request = crate::services::in_namespace(namespace, request);
             if let Ok(list) = store.list(request).await {
                 for one in list.into_inner().list {
-                    let _ = self.ctr(&["-n", namespace, "sandboxes", "rm", "-f", &one.sandbox_id]).await;
+                    let _ = self
+                        .ctr(&["-n", namespace, "sandboxes", "rm", "-f", &one.sandbox_id])
+                        .await;
                 }
             }
         }
