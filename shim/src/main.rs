@@ -1,2 +1,45 @@
 //! containerd's entry to Mooring.
-fn main() {}
+
+mod args;
+mod daemon;
+mod detach;
+mod events;
+mod info;
+mod logging;
+mod memory;
+mod publisher;
+mod services;
+mod socket;
+mod start;
+
+use std::{
+    env,
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use args::Request;
+
+fn main() -> ExitCode {
+    memory::be_frugal();
+    let done = match args::parse(env::args_os().skip(1)) {
+        Ok(Request::Start(args)) => start::run(args).map(String::into_bytes).map_err(print),
+        Ok(Request::Info(_)) => info::run().map_err(print),
+        Ok(Request::Version) => Ok(info::version().into_bytes()),
+        Ok(Request::Delete(_)) => Err("delete is not there yet".to_owned()),
+        Err(error) => Err(print(error)),
+    };
+    // containerd reads both streams as one: either there is an answer, or a complaint.
+    let written = match done {
+        Ok(answer) => io::stdout().write_all(&answer).map(|()| ExitCode::SUCCESS),
+        Err(error) => {
+            let name = env!("CARGO_PKG_NAME");
+            writeln!(io::stderr(), "{name}: {error}").map(|()| ExitCode::FAILURE)
+        }
+    };
+    written.unwrap_or(ExitCode::FAILURE)
+}
+
+fn print(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}

@@ -147,7 +147,7 @@ impl Default for NetworkOptions {
             max_conf_num: 1,
             if_name: "eth0".into(),
             cache_dir: "/var/lib/cni".into(),
-            timeout: Duration::from_secs(60),
+            timeout: Duration::from_mins(1),
         }
     }
 }
@@ -156,8 +156,8 @@ impl Default for Deadlines {
     fn default() -> Self {
         Self {
             containerd: Duration::from_secs(10),
-            step: Duration::from_secs(60),
-            runtime: Duration::from_secs(120),
+            step: Duration::from_mins(1),
+            runtime: Duration::from_mins(2),
         }
     }
 }

@@ -1,0 +1,179 @@
+//! The daemon: one process per pod, or per container that is in no pod.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixListener,
+    },
+    sync::Arc,
+    time::Duration,
+};
+
+use containerd_shim_protos::ttrpc::asynchronous::{Server, transport::Listener};
+use mooring::{
+    options::{self, Options},
+    process::Reaper,
+};
+use thiserror::Error;
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::{
+    detach, logging, memory,
+    publisher::Publisher,
+    services::{self, Ending, Incoming},
+    socket,
+    start::{Launch, READY},
+};
+
+/// Threads for calls that sleep in the kernel: their stack, their number, how long they stay without work.
+const BLOCKING_STACK: usize = 256 << 10;
+const BLOCKING_THREADS: usize = 16;
+const BLOCKING_IDLE: Duration = Duration::from_secs(1);
+/// How long the last answer may take to leave, and the last events.
+const LAST_ANSWER: Duration = Duration::from_millis(100);
+const LAST_EVENTS: Duration = Duration::from_secs(2);
+
+/// The daemon cannot serve.
+#[derive(Debug, Error)]
+enum Error {
+    #[error("{deed}: {source}")]
+    Io { deed: &'static str, source: io::Error },
+    #[error(transparent)]
+    Options(#[from] options::Error),
+    #[error("enter the cgroup {path:?}: {source}")]
+    Cgroup { path: String, source: io::Error },
+    #[error("serve: {0}")]
+    Serve(#[from] containerd_shim_protos::ttrpc::Error),
+}
+
+fn io(deed: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { deed, source }
+}
+
+/// Serves until the pod is shut down. What goes wrong before it can serve is said to `say`.
+pub fn run(launch: Launch, listener: UnixListener, say: OwnedFd, parent_score: Option<i32>) -> ! {
+    let mut say = Some(File::from(say));
+    let code = match set_up_and_serve(launch, listener, &mut say, parent_score) {
+        Ok(()) => 0,
+        Err(error) => {
+            log::error!("{error}");
+            // Whoever started this reads it; when it does not, there is nobody else to tell.
+            let _ = say.map(|mut say| write!(say, "{error}"));
+            1
+        }
+    };
+    std::process::exit(code)
+}
+
+fn set_up_and_serve(
+    launch: Launch,
+    listener: UnixListener,
+    say: &mut Option<File>,
+    parent_score: Option<i32>,
+) -> Result<(), Error> {
+    let keep = say.iter().map(AsFd::as_fd).chain([listener.as_fd()]).collect::<Vec<_>>();
+    detach::leave(&keep).map_err(io("become a daemon"))?;
+    logging::start(
+        &launch.bundle,
+        launch.level,
+        format!("namespace={} id={}", launch.namespace, launch.id),
+    );
+    let (options, warnings) = Options::load(launch.options.as_ref())?;
+    for warning in warnings {
+        log::warn!("{warning}");
+    }
+    // containerd's own privileges decide: without them the shim is as likely to be killed as containerd.
+    if let Some(Err(error)) = parent_score.map(detach::set_oom_score) {
+        log::warn!("adjust the OOM score: {error}");
+    }
+    let cgroup = &options.runtime.shim_cgroup;
+    if !cgroup.is_empty() {
+        detach::enter_cgroup(cgroup)
+            .map_err(|source| Error::Cgroup { path: cgroup.clone(), source })?;
+    }
+    let runtime = runtime().map_err(io("start the runtime"))?;
+    let result = runtime.block_on(serve(launch, options, listener, say));
+    // Dropping it would wait for whatever still sleeps in the kernel.
+    std::mem::forget(runtime);
+    result
+}
+
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread()
+        .enable_all()
+        .thread_name("mooring-io")
+        .thread_stack_size(BLOCKING_STACK)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(BLOCKING_IDLE)
+        .build()
+}
+
+async fn serve(
+    launch: Launch,
+    options: Options,
+    listener: UnixListener,
+    say: &mut Option<File>,
+) -> Result<(), Error> {
+    let reaper = Reaper::start().map_err(io("watch for ended children"))?;
+    let publisher = Publisher::start(launch.ttrpc_address.clone(), &launch.namespace);
+    let ending = Arc::new(Ending::default());
+    let socket = launch.socket.clone();
+    let services = services::Services::new(launch, options, reaper, &publisher, &ending);
+
+    listener.set_nonblocking(true).map_err(io("prepare the socket"))?;
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(io("take the socket"))?;
+    let back = publisher.clone();
+    let incoming = Incoming::new(listener, ending.last_answer(), move || back.retry());
+    let mut server =
+        Server::new().add_listener(Listener::new(incoming)).register_service(services.register());
+    server.start().await?;
+    heed_signals(&services, &ending).map_err(io("watch for signals"))?;
+    tokio::spawn(memory::give_back());
+    memory::worked();
+    log::info!("serving {}", socket.display());
+    if let Some(mut say) = say.take() {
+        say.write_all(READY).map_err(io("tell that the shim is ready"))?;
+    }
+
+    ending.begun().await;
+    // containerd has been answered, or is about to be, and comes back no more.
+    if let Err(error) = socket::remove(&socket) {
+        log::warn!("remove the socket {}: {error}", socket.display());
+    }
+    ending.last_answer().sent(LAST_ANSWER).await;
+    let left = publisher.drain(LAST_EVENTS).await;
+    if left > 0 {
+        log::error!("{left} events could not be sent");
+    }
+    // The server's own shutdown would wait seconds for calls such as WaitSandbox; the kernel closes faster.
+    Ok(())
+}
+
+/// A shim that is asked to end by a signal while it holds containers stays: without it nobody would reap them, report
+/// their exits or drain their output. Only containerd ends it, by the sandbox's or the last container's shutdown.
+fn heed_signals(services: &services::Services, ending: &Arc<Ending>) -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (services, ending) = (services.clone(), Arc::clone(ending));
+    tokio::spawn(async move {
+        loop {
+            let name = tokio::select! {
+                Some(()) = terminate.recv() => "SIGTERM",
+                Some(()) = interrupt.recv() => "SIGINT",
+                else => return,
+            };
+            if services.in_use() {
+                log::warn!("{name} is ignored: this shim holds containers");
+            } else {
+                log::info!("{name}: ending");
+                ending.begin();
+            }
+        }
+    });
+    Ok(())
+}

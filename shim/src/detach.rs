@@ -1,0 +1,120 @@
+//! What makes a forked process a daemon: a session, standard streams, a name and a place of its own.
+
+use std::{
+    fs, io,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    path::{Component, Path, PathBuf},
+};
+
+use nix::{
+    sys::prctl,
+    unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, getppid, setsid},
+};
+
+/// Where the kernel's control groups are mounted.
+const CGROUPS: &str = "/sys/fs/cgroup";
+/// The score that makes the kernel choose a process first when memory is short.
+const WORST_SCORE: i32 = 1000;
+
+/// Leaves the session, terminal, folder, standard streams and open files of whoever started this process. Only the
+/// files in `keep` stay open.
+pub fn leave(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    setsid()?;
+    let null: OwnedFd = fs::File::options().read(true).write(true).open("/dev/null")?.into();
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
+    drop(null);
+    let mut keep: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for fd in keep.into_iter().chain([RawFd::MAX]) {
+        if first < fd {
+            close_range(first, fd - 1);
+        }
+        first = fd.saturating_add(1);
+    }
+    // So that no file system is kept busy by this process.
+    chdir("/")?;
+    prctl::set_name(c"mooring-shim")?;
+    // Containers are children of the OCI runtime, which ends at once: this process inherits them.
+    prctl::set_child_subreaper(true)?;
+    Ok(())
+}
+
+fn close_range(first: RawFd, last: RawFd) {
+    // Both are positive. Where the kernel is too old for the call, what was inherited stays open: a flaw, no fault.
+    // SAFETY: the files in this range were inherited from containerd; nothing in this process refers to them.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+}
+
+/// The score of containerd, while it is the parent of this process.
+pub fn oom_score_of_parent() -> Option<i32> {
+    let text = fs::read_to_string(format!("/proc/{}/oom_score_adj", getppid())).ok()?;
+    text.trim().parse().ok()
+}
+
+/// Makes the kernel take this process before containerd and after the containers, when memory is short.
+pub fn set_oom_score(parent: i32) -> io::Result<()> {
+    let score = parent.saturating_add(1).min(WORST_SCORE);
+    fs::write("/proc/self/oom_score_adj", score.to_string())
+}
+
+/// Moves this process into the control group `path`, which is made where it does not exist.
+pub fn enter_cgroup(path: &str) -> io::Result<()> {
+    let below = relative(path)?;
+    for root in hierarchies()? {
+        let folder = root.join(&below);
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join("cgroup.procs"), "0")?;
+    }
+    Ok(())
+}
+
+/// `path` below a root, if it stays there.
+fn relative(path: &str) -> io::Result<PathBuf> {
+    let mut below = PathBuf::new();
+    for part in Path::new(path).components() {
+        match part {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(part) => below.push(part),
+            _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path leads upwards")),
+        }
+    }
+    Ok(below)
+}
+
+/// The roots of all hierarchies: one with cgroup v2, one per set of controllers with v1.
+fn hierarchies() -> io::Result<Vec<PathBuf>> {
+    let root = Path::new(CGROUPS);
+    if root.join("cgroup.controllers").exists() {
+        return Ok(vec![root.into()]);
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root)? {
+        let entry = entry?;
+        // The other names of a hierarchy are links. A v1 cpuset takes nobody before it has been given processors.
+        let path = entry.path();
+        let hierarchy = entry.file_type()?.is_dir() && path.join("cgroup.procs").exists();
+        if hierarchy && entry.file_name() != "cpuset" {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_stays_below_the_root() {
+        assert_eq!(relative("/a/./b").unwrap(), Path::new("a/b"));
+        assert!(relative("/a/../../b").is_err());
+    }
+
+    #[test]
+    fn the_score_of_the_parent_can_be_read() {
+        assert!(oom_score_of_parent().is_some_and(|score| (-1000..=1000).contains(&score)));
+    }
+}

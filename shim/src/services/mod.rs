@@ -1,0 +1,90 @@
+//! What containerd calls: the sandbox service and the task service, which translate and decide nothing.
+
+mod listener;
+pub mod pod;
+pub mod sandbox;
+pub mod status;
+pub mod task;
+
+use std::{collections::HashMap, sync::Arc};
+
+use containerd_shim_protos::{
+    sandbox_async::create_sandbox, shim_async::create_task, ttrpc::asynchronous::Service,
+};
+use mooring::{options::Options, process::Reaper};
+use tokio::sync::Notify;
+
+use crate::{publisher::Publisher, start::Launch};
+
+pub use listener::{Incoming, LastAnswer};
+
+/// The older name of the task service. Its messages are the same.
+const TASK_V2: &str = "containerd.task.v2.Task";
+
+/// The end of this process.
+#[derive(Default)]
+pub struct Ending {
+    last: Arc<LastAnswer>,
+    begin: Notify,
+}
+
+impl Ending {
+    /// Ends the process as soon as the call on `stream` is answered.
+    pub fn after(&self, stream: u32) {
+        self.last.expect(stream);
+        self.begin.notify_one();
+    }
+
+    /// Ends the process now.
+    pub fn begin(&self) {
+        self.begin.notify_one();
+    }
+
+    /// Waits for the end to begin.
+    pub async fn begun(&self) {
+        self.begin.notified().await;
+    }
+
+    /// The answer to wait for.
+    pub fn last_answer(&self) -> Arc<LastAnswer> {
+        Arc::clone(&self.last)
+    }
+}
+
+/// All services of this process.
+#[derive(Clone)]
+pub struct Services {
+    sandbox: Arc<sandbox::SandboxService>,
+    task: Arc<task::TaskService>,
+}
+
+impl Services {
+    /// The services of the shim that `launch` describes.
+    pub fn new(
+        launch: Launch,
+        _options: Options,
+        _reaper: Reaper,
+        _publisher: &Publisher,
+        ending: &Arc<Ending>,
+    ) -> Self {
+        let pod = Arc::new(pod::Nothing);
+        let sandbox =
+            sandbox::SandboxService::new(launch.id.clone(), pod.clone(), Arc::clone(ending));
+        let task = task::TaskService::new(launch.id, pod, Arc::clone(ending));
+        Self { sandbox: Arc::new(sandbox), task: Arc::new(task) }
+    }
+
+    /// The services under the names that containerd calls.
+    pub fn register(&self) -> HashMap<String, Service> {
+        let mut all = create_sandbox(Arc::clone(&self.sandbox) as _);
+        let task = || create_task(Arc::clone(&self.task) as _);
+        all.extend(task());
+        all.extend(task().into_values().map(|service| (TASK_V2.to_owned(), service)));
+        all
+    }
+
+    /// Whether this process holds a sandbox or a container.
+    pub fn in_use(&self) -> bool {
+        self.task.in_use()
+    }
+}

@@ -1,0 +1,408 @@
+//! `start`: finds the shim that serves a sandbox or container, or becomes it.
+//!
+//! The daemon is forked from this process while it has one thread: nothing is executed a second time, and the
+//! socket takes connections before containerd learns its address.
+
+use std::{
+    env, fs, io,
+    io::Read,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use containerd_shim_protos::{
+    bootstrap_api::BootstrapParams,
+    protobuf::{Message, well_known_types::any::Any},
+};
+use log::LevelFilter;
+use mooring::{
+    id::{Id, InvalidId},
+    options::{AnyValue, is_options_type},
+};
+use nix::unistd::{ForkResult, fork, pipe2};
+use thiserror::Error;
+
+use crate::{
+    args::Args,
+    daemon, detach,
+    socket::{self, Bound},
+};
+
+/// The most that is read from standard input.
+const INPUT_LIMIT: u64 = 10 << 20;
+/// What the daemon says when it is ready; anything else is why it is not.
+pub const READY: &[u8] = b"ready";
+/// Containers with the same value of one of these share a shim, the first one found counts.
+const GROUPS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"];
+
+/// What the daemon must know about its start.
+#[derive(Debug)]
+pub struct Launch {
+    /// containerd's namespace.
+    pub namespace: Id,
+    /// The sandbox, or the container where there is no sandbox.
+    pub id: Id,
+    /// The bundle.
+    pub bundle: PathBuf,
+    /// The socket that this shim listens on.
+    pub socket: PathBuf,
+    /// containerd's gRPC socket.
+    pub grpc_address: PathBuf,
+    /// containerd's ttrpc socket, where events go.
+    pub ttrpc_address: PathBuf,
+    /// The runtime's options.
+    pub options: Option<AnyValue>,
+    /// What is logged.
+    pub level: LevelFilter,
+}
+
+/// `start` failed; nothing of it is left.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Standard input cannot be read.
+    #[error("read the runtime options from standard input: {0}")]
+    Input(io::Error),
+    /// Somebody writes without end.
+    #[error("standard input holds more than {INPUT_LIMIT} bytes")]
+    InputTooLong,
+    /// Standard input is neither options nor bootstrap parameters.
+    #[error("standard input holds no runtime options: {0}")]
+    Options(containerd_shim_protos::protobuf::Error),
+    /// A file of the bundle names something that is no identifier.
+    #[error("{place}: {source}")]
+    Group {
+        /// Where the name stands.
+        place: String,
+        /// What is wrong with it.
+        source: InvalidId,
+    },
+    /// A file of the bundle cannot be read.
+    #[error("read {path}: {source}", path = path.display())]
+    Bundle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+    /// The container belongs to a sandbox whose shim is gone.
+    #[error("the shim of sandbox \"{0}\" does not answer")]
+    SandboxGone(Id),
+    /// No socket could be made.
+    #[error(transparent)]
+    Socket(#[from] socket::Error),
+    /// The kernel refused a process.
+    #[error("{deed}: {source}")]
+    Fork {
+        /// What was being done.
+        deed: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The daemon could not set itself up.
+    #[error("{0}")]
+    Daemon(String),
+}
+
+/// Finds or starts the shim; the answer is what containerd wants to read.
+pub fn run(args: Args) -> Result<String, Error> {
+    let input = read_input(io::stdin().lock())?;
+    let bundle = env::current_dir().map_err(|source| Error::Bundle { path: ".".into(), source })?;
+    // The arguments were checked to have both.
+    let (Some(namespace), Some(id)) = (args.namespace, args.id) else {
+        return Err(Error::Daemon("start needs a namespace and an id".into()));
+    };
+    let boot = Boot::read(&input, &namespace, &id)?;
+    drop(input);
+
+    let folder = boot.socket_folder.unwrap_or_else(|| socket::FOLDER.into());
+    // The flag first: `delete` knows nothing else, and must find the same socket.
+    let grpc_address =
+        Some(args.address).filter(|a| !a.as_os_str().is_empty()).or(boot.grpc_address);
+    let grpc_address = grpc_address.unwrap_or_default();
+    let path = |id: &Id| socket::path(&folder, &grpc_address, namespace.as_str(), id.as_str());
+    if let Some(sandbox) = sandbox_of(&bundle)? {
+        let path = path(&sandbox);
+        if socket::serves(&path) {
+            return Ok(answer(&path));
+        }
+        return Err(Error::SandboxGone(sandbox));
+    }
+    let socket = path(&group_of(&bundle)?.unwrap_or_else(|| id.clone()));
+    let listener = match socket::bind(&socket)? {
+        Bound::Served => return Ok(answer(&socket)),
+        Bound::Ours(listener) => listener,
+    };
+
+    let ttrpc_address = boot
+        .ttrpc_address
+        .or_else(|| env::var_os("TTRPC_ADDRESS").filter(|a| !a.is_empty()).map(PathBuf::from))
+        .unwrap_or_else(|| {
+            let mut beside = grpc_address.clone().into_os_string();
+            beside.push(".ttrpc");
+            beside.into()
+        });
+    let level = boot.level.unwrap_or(LevelFilter::Info);
+    let level = if args.debug { level.max(LevelFilter::Debug) } else { level };
+    let answer = answer(&socket);
+    let launch = Launch {
+        namespace,
+        id,
+        bundle,
+        socket: socket.clone(),
+        grpc_address,
+        ttrpc_address,
+        options: boot.options,
+        level,
+    };
+    become_two(launch, listener).inspect_err(|_| {
+        // The address leads nowhere now. Failing to remove it changes nothing: the next start replaces it.
+        let _ = socket::remove(&socket);
+    })?;
+    Ok(answer)
+}
+
+/// Forks the daemon and waits until it serves.
+fn become_two(launch: Launch, listener: std::os::unix::net::UnixListener) -> Result<(), Error> {
+    let failed = |deed| move |errno: nix::Error| Error::Fork { deed, source: errno.into() };
+    let (heard, say) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(failed("make a pipe"))?;
+    let parent_score = detach::oom_score_of_parent();
+    // SAFETY: this process has a single thread, so the child finds every lock free and the heap whole.
+    match unsafe { fork() }.map_err(failed("fork the daemon"))? {
+        ForkResult::Child => {
+            drop(heard);
+            daemon::run(launch, listener, say, parent_score)
+        }
+        ForkResult::Parent { child } => {
+            drop((listener, say));
+            let mut said = Vec::new();
+            let read = fs::File::from(heard).read_to_end(&mut said);
+            if read.is_ok() && said == READY {
+                return Ok(());
+            }
+            // It ends by itself after having said why; one that says nothing is dead already.
+            let _ = nix::sys::wait::waitpid(child, None);
+            let said = String::from_utf8_lossy(&said).into_owned();
+            let silent = || format!("the shim of {child} ended before it was ready");
+            Err(Error::Daemon(if said.is_empty() { silent() } else { said }))
+        }
+    }
+}
+
+fn answer(socket: &Path) -> String {
+    let address = socket::address(socket);
+    serde_json::json!({ "version": 3, "address": address, "protocol": "ttrpc" }).to_string()
+}
+
+/// Reads all of standard input, which may be closed, empty, or a terminal on which nobody is going to type protobuf.
+fn read_input(from: impl Read + AsFd) -> Result<Vec<u8>, Error> {
+    if nix::unistd::isatty(from.as_fd()).unwrap_or(false) {
+        return Ok(Vec::new());
+    }
+    let mut input = Vec::new();
+    match from.take(INPUT_LIMIT + 1).read_to_end(&mut input) {
+        Ok(_) if input.len() as u64 > INPUT_LIMIT => Err(Error::InputTooLong),
+        Ok(_) => Ok(input),
+        Err(error) if error.raw_os_error() == Some(nix::libc::EBADF) => Ok(Vec::new()),
+        Err(error) => Err(Error::Input(error)),
+    }
+}
+
+/// Reads the options that `-info` gets, in the same bounds.
+pub fn read_options() -> Result<Option<AnyValue>, Error> {
+    let input = read_input(io::stdin().lock())?;
+    options(&input)
+}
+
+fn options(input: &[u8]) -> Result<Option<AnyValue>, Error> {
+    if input.is_empty() {
+        return Ok(None);
+    }
+    Any::parse_from_bytes(input).map(value).map(Some).map_err(Error::Options)
+}
+
+fn value(any: Any) -> AnyValue {
+    AnyValue { type_url: any.type_url, value: any.value }
+}
+
+/// What standard input says.
+#[derive(Debug, Default, PartialEq)]
+struct Boot {
+    options: Option<AnyValue>,
+    level: Option<LevelFilter>,
+    ttrpc_address: Option<PathBuf>,
+    grpc_address: Option<PathBuf>,
+    socket_folder: Option<PathBuf>,
+}
+
+impl Boot {
+    /// Each message parses as the other by accident, so it is taken for bootstrap parameters only when it names
+    /// what the command line names.
+    fn read(input: &[u8], namespace: &Id, id: &Id) -> Result<Self, Error> {
+        if let Ok(params) = BootstrapParams::parse_from_bytes(input)
+            && params.instance_id == id.as_str()
+            && params.namespace == namespace.as_str()
+        {
+            return Ok(Self::from_params(params));
+        }
+        Ok(Self { options: options(input)?, ..Self::default() })
+    }
+
+    fn from_params(params: BootstrapParams) -> Self {
+        let path = |text: String| {
+            let path = text.strip_prefix("unix://").unwrap_or(&text);
+            (!path.is_empty()).then(|| path.into())
+        };
+        let options = params
+            .extensions
+            .into_iter()
+            .filter_map(|extension| extension.value.into_option())
+            .find(|any| is_options_type(&any.type_url));
+        Self {
+            options: options.map(value),
+            level: Some(match params.log_level.value() {
+                ..=-8 => LevelFilter::Trace,
+                -7..=-1 => LevelFilter::Debug,
+                0..=3 => LevelFilter::Info,
+                4..=7 => LevelFilter::Warn,
+                8.. => LevelFilter::Error,
+            }),
+            ttrpc_address: path(params.containerd_ttrpc_address),
+            grpc_address: path(params.containerd_grpc_address),
+            socket_folder: params.socket_dir.and_then(path),
+        }
+    }
+}
+
+/// The sandbox that this bundle's container belongs to, where containerd has noted one.
+fn sandbox_of(bundle: &Path) -> Result<Option<Id>, Error> {
+    let path = bundle.join("sandbox");
+    let Some(text) = read_if_there(&path)? else { return Ok(None) };
+    let place = path.display().to_string();
+    Id::new(String::from_utf8_lossy(&text).trim())
+        .map(Some)
+        .map_err(|source| Error::Group { place, source })
+}
+
+/// The group of containers that share one shim, as the annotations of the bundle's spec have it.
+fn group_of(bundle: &Path) -> Result<Option<Id>, Error> {
+    #[derive(serde::Deserialize)]
+    struct Spec {
+        #[serde(default)]
+        annotations: Option<std::collections::HashMap<String, String>>,
+    }
+    let path = bundle.join("config.json");
+    let Some(text) = read_if_there(&path)? else { return Ok(None) };
+    // A spec that cannot be read is reported by Create, which knows what it is about.
+    let Ok(Spec { annotations: Some(annotations) }) = serde_json::from_slice(&text) else {
+        return Ok(None);
+    };
+    let Some((key, group)) = GROUPS.iter().find_map(|key| annotations.get_key_value(*key)) else {
+        return Ok(None);
+    };
+    let place = format!("annotation {key:?} in {}", path.display());
+    Id::new(group).map(Some).map_err(|source| Error::Group { place, source })
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    match fs::read(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::Bundle { path: path.into(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use containerd_shim_protos::{bootstrap_api::Extension, protobuf::MessageField};
+
+    use super::*;
+
+    fn any() -> Any {
+        Any { type_url: "runtimeoptions.v1.Options".into(), value: vec![1, 2], ..Any::default() }
+    }
+
+    fn params() -> BootstrapParams {
+        let other = Any { type_url: "some.Config".into(), ..Any::default() };
+        let extension = |any| Extension { value: MessageField::some(any), ..Extension::default() };
+        let mut params = BootstrapParams {
+            instance_id: "pod".into(),
+            namespace: "k8s.io".into(),
+            containerd_ttrpc_address: "unix:///run/c.ttrpc".into(),
+            containerd_grpc_address: "/run/c".into(),
+            extensions: vec![extension(other), extension(any())],
+            socket_dir: Some("/run/s".into()),
+            ..BootstrapParams::default()
+        };
+        params.log_level = containerd_shim_protos::bootstrap_api::LogLevel::LOG_LEVEL_DEBUG.into();
+        params
+    }
+
+    fn read(input: &[u8], id: &str) -> Boot {
+        Boot::read(input, &Id::new("k8s.io").unwrap(), &Id::new(id).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn options_alone_are_taken_as_options() {
+        let boot = read(&any().write_to_bytes().unwrap(), "pod");
+        assert_eq!(boot, Boot { options: Some(value(any())), ..Boot::default() });
+        assert_eq!(read(b"", "pod"), Boot::default());
+    }
+
+    #[test]
+    fn bootstrap_parameters_are_taken_when_they_name_this_start() {
+        let boot = read(&params().write_to_bytes().unwrap(), "pod");
+        assert_eq!(boot.options, Some(value(any())));
+        assert_eq!(boot.level, Some(LevelFilter::Debug));
+        assert_eq!(boot.ttrpc_address, Some("/run/c.ttrpc".into()));
+        assert_eq!(boot.grpc_address, Some("/run/c".into()));
+        assert_eq!(boot.socket_folder, Some("/run/s".into()));
+    }
+
+    #[test]
+    fn bootstrap_parameters_of_another_start_are_not_believed() {
+        let input = params().write_to_bytes().unwrap();
+        let other = Boot::read(&input, &Id::new("k8s.io").unwrap(), &Id::new("other").unwrap());
+        assert!(!matches!(other, Ok(Boot { socket_folder: Some(_), .. })));
+    }
+
+    #[test]
+    fn containers_of_one_group_share_a_shim() {
+        let bundle = tempfile::tempdir().unwrap();
+        let write = |spec: &str| fs::write(bundle.path().join("config.json"), spec).unwrap();
+        assert_eq!(group_of(bundle.path()).unwrap(), None);
+        write(r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"pod"}}"#);
+        assert_eq!(group_of(bundle.path()).unwrap().unwrap().as_str(), "pod");
+        write(r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"../pod"}}"#);
+        assert!(group_of(bundle.path()).unwrap_err().to_string().contains("../pod"));
+        for spec in ["{}", r#"{"annotations":null}"#, "no json", r#"{"annotations":{"a":"b"}}"#] {
+            write(spec);
+            assert_eq!(group_of(bundle.path()).unwrap(), None, "{spec}");
+        }
+    }
+
+    #[test]
+    fn the_sandbox_of_a_container_is_noted_in_its_bundle() {
+        let bundle = tempfile::tempdir().unwrap();
+        assert_eq!(sandbox_of(bundle.path()).unwrap(), None);
+        fs::write(bundle.path().join("sandbox"), "pod\n").unwrap();
+        assert_eq!(sandbox_of(bundle.path()).unwrap().unwrap().as_str(), "pod");
+    }
+
+    #[test]
+    fn endless_input_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("input");
+        fs::File::create(&path).unwrap().set_len(INPUT_LIMIT + 1).unwrap();
+        let read = read_input(fs::File::open(path).unwrap());
+        assert!(matches!(read, Err(Error::InputTooLong)));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_input_makes_reading_panic(
+            input in proptest::collection::vec(proptest::num::u8::ANY, 0..128)
+        ) {
+            let _ = Boot::read(&input, &Id::new("a").unwrap(), &Id::new("b").unwrap());
+        }
+    }
+}
