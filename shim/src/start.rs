@@ -189,8 +189,8 @@ fn become_two(launch: Launch, listener: std::os::unix::net::UnixListener) -> Res
 }
 
 fn answer(socket: &Path) -> String {
-    let address = socket::address(socket);
-    serde_json::json!({ "version": 3, "address": address, "protocol": "ttrpc" }).to_string()
+    let address = serde_json::Value::from(socket::address(socket));
+    format!(r#"{{"version":3,"address":{address},"protocol":"ttrpc"}}"#)
 }
 
 /// Reads all of standard input, which may be closed, empty, or a terminal on which nobody is going to type protobuf.

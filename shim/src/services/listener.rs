@@ -37,8 +37,11 @@ impl LastAnswer {
         self.stream.store(stream, Ordering::Relaxed);
     }
 
-    /// Waits until it is sent, at most for `limit`: a client that is gone takes no answer.
+    /// Waits until it is sent, if one is expected, at most for `limit`: a client that is gone takes no answer.
     pub async fn sent(&self, limit: Duration) {
+        if self.stream.load(Ordering::Relaxed) == 0 {
+            return;
+        }
         let _ = timeout(limit, self.sent.notified()).await;
     }
 
