@@ -384,4 +384,6 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;

@@ -33,4 +33,4 @@ pub use observer::{CniObserver, Observed};
 pub use plugin::{Call, CniPlugins, Operation, PluginError, Target};
 pub use record::{AttachRequest, AttachmentRecord, NetworkRecord, Outcome, kubernetes_args, plan};
 pub use result::{AddResult, Address, Interface, NetworkResult};
-pub use settings::{Settings, SettingsOverride};
+pub use settings::Settings;

@@ -4,6 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use crate::options::NetworkOptions;
+
 /// How this node does CNI. Stored in the attachment's record, so that a DEL uses what the ADD used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -38,41 +40,22 @@ impl Default for Settings {
     }
 }
 
-/// What one source of configuration says of [`Settings`]; what it does not mention stays as it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct SettingsOverride {
-    /// See [`Settings::conf_dir`].
-    pub conf_dir: Option<PathBuf>,
-    /// See [`Settings::bin_dirs`].
-    pub bin_dirs: Option<Vec<PathBuf>>,
-    /// See [`Settings::max_conf_num`].
-    pub max_conf_num: Option<usize>,
-    /// See [`Settings::loopback`].
-    pub loopback: Option<bool>,
-    /// See [`Settings::ifname`].
-    pub ifname: Option<String>,
-    /// See [`Settings::cache_dir`].
-    pub cache_dir: Option<PathBuf>,
-    /// See [`Settings::timeout`].
-    pub timeout: Option<u64>,
+impl From<&NetworkOptions> for Settings {
+    fn from(options: &NetworkOptions) -> Self {
+        Self {
+            conf_dir: options.conf_dir.clone(),
+            bin_dirs: options.bin_dirs.clone(),
+            max_conf_num: options.max_conf_num,
+            ifname: options.if_name.clone(),
+            cache_dir: options.cache_dir.clone(),
+            // A part of a second is more than none, and none would be no limit.
+            timeout: options.timeout.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX),
+            ..Self::default()
+        }
+    }
 }
 
 impl Settings {
-    /// These settings, changed where `other` says something.
-    #[must_use]
-    pub fn overridden_by(self, other: SettingsOverride) -> Self {
-        Self {
-            conf_dir: other.conf_dir.unwrap_or(self.conf_dir),
-            bin_dirs: other.bin_dirs.unwrap_or(self.bin_dirs),
-            max_conf_num: other.max_conf_num.unwrap_or(self.max_conf_num),
-            loopback: other.loopback.unwrap_or(self.loopback),
-            ifname: other.ifname.unwrap_or(self.ifname),
-            cache_dir: other.cache_dir.unwrap_or(self.cache_dir),
-            timeout: other.timeout.unwrap_or(self.timeout),
-        }
-    }
-
     /// The time that one plugin call has, where it is limited.
     pub(super) fn call_timeout(&self) -> Option<Duration> {
         (self.timeout > 0).then(|| Duration::from_secs(self.timeout))
@@ -103,13 +86,25 @@ mod tests {
     }
 
     #[test]
-    fn an_override_changes_only_what_it_names() {
-        let other: SettingsOverride =
-            toml::from_str("conf_dir = \"/elsewhere\"\ntimeout = 5").unwrap();
-        let settings = Settings::default().overridden_by(other);
-        assert_eq!(settings.conf_dir, PathBuf::from("/elsewhere"));
-        assert_eq!(settings.timeout, 5);
-        assert_eq!(settings.cache_dir, Settings::default().cache_dir);
+    fn a_table_changes_only_what_it_names() {
+        let settings: Settings =
+            toml::from_str("conf_dir = \"/elsewhere\"\ntimeout = 5\nloopback = false").unwrap();
+        let expected = Settings {
+            conf_dir: "/elsewhere".into(),
+            timeout: 5,
+            loopback: false,
+            ..Settings::default()
+        };
+        assert_eq!(settings, expected);
+    }
+
+    #[test]
+    fn the_shims_options_become_settings() {
+        let mut options = crate::options::Options::default().network;
+        options.timeout = Duration::from_millis(1);
+        let settings = Settings::from(&options);
+        assert_eq!(settings.timeout, 1);
+        assert_eq!((settings.conf_dir, settings.ifname), (options.conf_dir, options.if_name));
     }
 
     #[test]

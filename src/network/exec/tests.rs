@@ -16,12 +16,9 @@ impl Script {
     fn new(operation: Operation, body: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("plugin");
-        // Renamed into place, so that no child of another test holds it open for writing.
-        let draft = folder.path().join("draft");
-        fs::write(&draft, format!("#!/bin/sh\nfolder={}\n{body}\n", folder.path().display()))
+        fs::write(&path, format!("#!/bin/sh\nfolder={}\n{body}\n", folder.path().display()))
             .unwrap();
-        fs::set_permissions(&draft, fs::Permissions::from_mode(0o755)).unwrap();
-        fs::rename(draft, path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         let call = Call {
             operation,
             network: "node".to_owned(),
@@ -44,7 +41,17 @@ impl Script {
 
     async fn run_until(&self, time: Duration) -> Result<Option<Value>, PluginError> {
         let plugins = ExecPlugins::new(Reaper::start().unwrap());
-        plugins.run(&self.call, Some(Instant::now() + time)).await
+        loop {
+            // A child that another test is just starting may still hold the new script open for writing.
+            match plugins.run(&self.call, Some(Instant::now() + time)).await {
+                Err(PluginError::Run(Failure::Start { source, .. }))
+                    if source.kind() == std::io::ErrorKind::ExecutableFileBusy =>
+                {
+                    tokio::task::yield_now().await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     fn read(&self, name: &str) -> String {
