@@ -126,8 +126,7 @@ impl Failure {
         let message = status.message().to_owned();
         // A status that containerd sent has no cause here; one that has was made of the connection's failure.
         if let Some(cause) = std::error::Error::source(&*status) {
-            let message = format!("{message}: {}", with_causes(cause));
-            return Error::Unavailable { call, message };
+            return Error::Unavailable { call, message: with_causes(cause) };
         }
         match status.code() {
             Code::NotFound => Error::NotFound { call, message },
@@ -147,8 +146,12 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        // Some errors tell their cause themselves.
+        let words = error.to_string();
+        if !text.contains(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
         cause = error.source();
     }
     text
@@ -374,7 +377,7 @@ impl Containerd for Grpc {
         match made.await {
             // Made before a crash.
             Err(Error::AlreadyExists { .. }) => {}
-            Err(Error::NotFound { call, message }) => {
+            Err(Error::NotFound { call, message }) if message.contains(&view.parent) => {
                 let message = format!(
                     "the image is not unpacked for snapshotter {:?}: {message}",
                     view.snapshotter

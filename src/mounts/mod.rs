@@ -3,11 +3,18 @@
 
 mod attach;
 mod error;
+pub mod files;
 mod filesystem;
 mod idmap;
+pub mod kernel;
+pub mod label;
 mod mount;
 mod options;
 mod overlay;
+pub mod shm;
+pub mod spec;
+#[cfg(test)]
+mod spec_tests;
 pub mod table;
 #[cfg(test)]
 mod tests;
