@@ -1,1 +1,78 @@
-//! TBD by its owner.
+//! Control groups: where a process's lie, how everything in them is killed, how they are made and removed.
+//!
+//! A machine has one hierarchy per v1 controller, or one unified v2 hierarchy, or both (hybrid: v1 controllers, and
+//! v2 without controllers beside them). A [`Cgroup`] holds the folder in each of them, so that nothing here needs to
+//! know which kind of machine it is on: what v2 offers is used where a v2 folder is, the rest by v1.
+
+pub(crate) mod changes;
+mod group;
+mod hierarchy;
+mod kill;
+mod oom;
+mod remove;
+mod systemd;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use thiserror::Error;
+
+pub use group::{Cgroup, Created};
+pub use hierarchy::{Hierarchies, Mode};
+pub use oom::OomWatch;
+pub use systemd::from_systemd;
+
+use crate::error::{Code, Coded, code_of_io};
+
+/// What went wrong with a control group.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A file of the kernel's could not be read or written.
+    #[error("{deed} {path}: {source}", path = path.display())]
+    File {
+        /// What was being done.
+        deed: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A path that would lead out of the hierarchy, or a systemd name without its three parts.
+    #[error("cgroup path {path:?} is not valid")]
+    InvalidPath {
+        /// The path as it was given.
+        path: String,
+    },
+    /// Processes stayed in the group until the deadline.
+    #[error("cgroup {path} is still in use", path = path.display())]
+    Busy {
+        /// The folder that could not be removed.
+        path: PathBuf,
+    },
+}
+
+impl Coded for Error {
+    fn code(&self) -> Code {
+        match self {
+            Self::File { source, .. } => code_of_io(source),
+            Self::InvalidPath { .. } => Code::InvalidArgument,
+            Self::Busy { .. } => Code::DeadlineExceeded,
+        }
+    }
+}
+
+impl Error {
+    fn at(deed: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { deed, path, source }
+    }
+}
+
+/// Whether an error only says that the group is not there any more: its folder is gone, or it went away while one of
+/// its files was open.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(nix::errno::Errno::ENODEV as i32)
+}

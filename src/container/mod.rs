@@ -1,1 +1,84 @@
-//! TBD by its owner.
+//! A container as a resource: the record of what it holds, and how all of it is released, by the shim that made it
+//! or by whoever finds the record after that shim is gone.
+
+mod identity;
+mod record;
+mod release;
+
+use std::{io, path::PathBuf};
+
+use thiserror::Error;
+
+pub use identity::{Pinned, is_alive, start_time};
+pub use record::{Init, Record, load_all};
+pub use release::{kill_in_place, release};
+
+use crate::error::{Code, Coded, code_of_io};
+
+/// Why a container could not be recorded or released.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A file of ours or of the kernel's.
+    #[error("container: {deed} {path}: {source}", path = path.display())]
+    File {
+        /// What was being done.
+        deed: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The record is torn, or not ours.
+    #[error("container record {path}: {what}", path = path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A process outlived SIGKILL until the deadline.
+    #[error("container \"{id}\": process {pid} has not ended")]
+    Alive {
+        /// The container.
+        id: String,
+        /// The process.
+        pid: i32,
+    },
+    /// Its control group.
+    #[error("container \"{id}\": {source}")]
+    Cgroup {
+        /// The container.
+        id: String,
+        /// What failed.
+        source: crate::cgroup::Error,
+    },
+    /// The OCI runtime.
+    #[error("container \"{id}\": {source}")]
+    Runtime {
+        /// The container.
+        id: String,
+        /// What failed.
+        source: crate::runtime::Error,
+    },
+    /// Its root file system.
+    #[error("container \"{id}\": {source}")]
+    Mounts {
+        /// The container.
+        id: String,
+        /// What failed.
+        source: crate::mounts::Error,
+    },
+}
+
+impl Coded for Error {
+    fn code(&self) -> Code {
+        match self {
+            Self::File { source, .. } => code_of_io(source),
+            Self::Foreign { .. } => Code::Unknown,
+            Self::Alive { .. } => Code::DeadlineExceeded,
+            Self::Cgroup { source, .. } => source.code(),
+            Self::Runtime { source, .. } => source.code(),
+            Self::Mounts { source, .. } => source.code(),
+        }
+    }
+}

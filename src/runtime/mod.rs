@@ -1,1 +1,138 @@
-//! TBD by its owner.
+//! The OCI runtime: runc, or one with its command line (crun).
+//!
+//! The runtime is a program, and each of its calls costs tens of milliseconds. What it would do by a system call or
+//! two is done here directly, where the state folder shows that it is runc's and nothing unusual is asked for:
+//! [`quick::start`] and [`quick::delete`].
+
+mod complaint;
+mod launch;
+pub mod quick;
+mod runc;
+mod settings;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use async_trait::async_trait;
+use thiserror::Error;
+
+pub use launch::Stdio;
+pub use runc::Runc;
+pub use settings::RuntimeSettings;
+
+use crate::{
+    error::{Code, Coded},
+    id::Id,
+    process,
+};
+
+/// What a container is created with, beside its bundle.
+pub struct Create {
+    /// Its init's input and output.
+    pub stdio: Stdio,
+    /// Where the runtime sends the terminal's descriptor, for a process with a terminal.
+    pub console: Option<PathBuf>,
+}
+
+/// What a further process of a container is started with.
+pub struct Exec {
+    /// The process, as in an OCI specification.
+    pub process: serde_json::Value,
+    /// Its input and output.
+    pub stdio: Stdio,
+    /// Where the runtime sends the terminal's descriptor, for a process with a terminal.
+    pub console: Option<PathBuf>,
+}
+
+/// Why a call of the runtime failed.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The program could not be run.
+    #[error("OCI runtime {verb} failed: {source}")]
+    Run {
+        /// The runtime's command.
+        verb: &'static str,
+        /// Why not.
+        source: process::Failure,
+    },
+    /// The program is not there.
+    #[error("OCI runtime {verb} failed: no program {program:?}{place}", place = if program.contains('/') { "" } else { " in PATH" })]
+    Missing {
+        /// The runtime's command.
+        verb: &'static str,
+        /// The program as it was asked for.
+        program: String,
+    },
+    /// It ran and failed.
+    #[error("OCI runtime {verb} failed: {complaint}")]
+    Refused {
+        /// The runtime's command.
+        verb: &'static str,
+        /// What the runtime said.
+        complaint: String,
+    },
+    /// It ran, said that all was well, and left or printed something that makes no sense.
+    #[error("OCI runtime {verb}: {what}")]
+    Garbage {
+        /// The runtime's command.
+        verb: &'static str,
+        /// What was wrong.
+        what: String,
+    },
+    /// The container's init ended before it could be started.
+    #[error("OCI runtime start failed: the container's process has ended")]
+    Ended,
+    /// A file that the runtime reads or writes.
+    #[error("OCI runtime {verb}: {deed} {path}: {source}", path = path.display())]
+    File {
+        /// The runtime's command.
+        verb: &'static str,
+        /// What was being done.
+        deed: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The container's group.
+    #[error("OCI runtime delete: {0}")]
+    Cgroup(#[from] crate::cgroup::Error),
+}
+
+impl Coded for Error {
+    fn code(&self) -> Code {
+        match self {
+            Self::Run { source: process::Failure::Deadline { .. }, .. } => Code::DeadlineExceeded,
+            Self::Missing { .. } => Code::InvalidArgument,
+            Self::Refused { complaint, .. } if complaint.contains("does not exist") => Code::NotFound,
+            Self::Ended => Code::FailedPrecondition,
+            Self::Cgroup(error) => error.code(),
+            _ => Code::Unknown,
+        }
+    }
+}
+
+/// What is asked of an OCI runtime, in its own words. Calls end when their future is dropped.
+#[async_trait]
+pub trait OciRuntime: Send + Sync {
+    /// Creates container `id` from `bundle`; answers the process id of its init, which waits to be started.
+    async fn create(&self, id: &Id, bundle: &Path, create: Create) -> Result<i32, Error>;
+    /// Starts a created container.
+    async fn start(&self, id: &Id, bundle: &Path) -> Result<(), Error>;
+    /// Sends `signal` to the container's init, or to all its processes.
+    async fn kill(&self, id: &Id, bundle: &Path, signal: i32, all: bool) -> Result<(), Error>;
+    /// Removes what the runtime holds of the container, killing what is left of it.
+    async fn delete(&self, id: &Id, bundle: &Path) -> Result<(), Error>;
+    /// Starts a further process in the container; answers its process id.
+    async fn exec(&self, id: &Id, exec_id: &Id, bundle: &Path, exec: Exec) -> Result<i32, Error>;
+    /// Freezes the container.
+    async fn pause(&self, id: &Id, bundle: &Path) -> Result<(), Error>;
+    /// Lets a frozen container go on.
+    async fn resume(&self, id: &Id, bundle: &Path) -> Result<(), Error>;
+    /// Sets the container's resources (JSON, as `linux.resources` of an OCI specification).
+    async fn update(&self, id: &Id, bundle: &Path, resources: &[u8]) -> Result<(), Error>;
+    /// What the runtime supports, as JSON (`runc features`).
+    async fn features(&self) -> Result<serde_json::Value, Error>;
+}

@@ -1,0 +1,171 @@
+//! Ending everything in a group.
+
+use std::{collections::BTreeSet, fs, io, path::Path};
+
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+
+use super::{Cgroup, Error, group::children, is_gone};
+use crate::resource::Released;
+
+/// A fork bomb can outrun one pass over the list of processes; frozen, it cannot outrun this many.
+const MOST_PASSES: usize = 64;
+
+impl Cgroup {
+    /// Kills every process of the group and of the groups below, frozen ones too. They are dying when this returns,
+    /// not dead.
+    pub fn kill_all(&self) -> Result<Released, Error> {
+        let mut found = Released::AlreadyGone;
+        let mut whole = false;
+        if let Some(folder) = &self.v2 {
+            let kill = folder.join("cgroup.kill");
+            match fs::write(&kill, "1") {
+                // On a hybrid machine processes may have been moved within one hierarchy only: v1 is looked at too.
+                Ok(()) => whole = self.is_unified(),
+                Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::PermissionDenied => {}
+                Err(error) => return Err(Error::at("write", &kill)(error)),
+            }
+        }
+        if !whole {
+            found = self.kill_each()?;
+        }
+        // A v1 freezer holds back even SIGKILL.
+        self.thaw();
+        Ok(if whole { Released::Done } else { found })
+    }
+
+    fn kill_each(&self) -> Result<Released, Error> {
+        let mut killed = BTreeSet::new();
+        let mut frozen = false;
+        for _ in 0..MOST_PASSES {
+            let fresh: Vec<i32> =
+                self.pids()?.into_iter().filter(|pid| !killed.contains(pid)).collect();
+            if fresh.is_empty() {
+                break;
+            }
+            if !killed.is_empty() && !frozen {
+                frozen = true;
+                self.freeze();
+            }
+            for pid in fresh {
+                self.signal_member(pid, Signal::KILL);
+                killed.insert(pid);
+            }
+        }
+        Ok(if killed.is_empty() { Released::AlreadyGone } else { Released::Done })
+    }
+
+    /// Sends `signal` to every process of the group. Answers how many got it.
+    pub fn signal_all(&self, signal: Signal) -> Result<usize, Error> {
+        if signal == Signal::KILL {
+            let count = self.pids()?.len();
+            self.kill_all()?;
+            return Ok(count);
+        }
+        Ok(self.pids()?.into_iter().filter(|pid| self.signal_member(*pid, signal)).count())
+    }
+
+    /// Signals `pid` if it is still a member once it is pinned by a descriptor: a number alone may have been
+    /// given to somebody else since the list was read.
+    fn signal_member(&self, pid: i32, signal: Signal) -> bool {
+        let Some(number) = Pid::from_raw(pid) else { return false };
+        let Ok(pinned) = pidfd_open(number, PidfdFlags::empty()) else { return false };
+        match self.pids() {
+            Ok(members) if members.contains(&pid) => {
+                matches!(pidfd_send_signal(&pinned, signal), Ok(()) | Err(Errno::SRCH))
+            }
+            _ => false,
+        }
+    }
+
+    fn freeze(&self) {
+        self.set_frozen(true);
+    }
+
+    /// Lets a frozen group go on, with the groups below it.
+    pub fn thaw(&self) {
+        self.set_frozen(false);
+    }
+
+    fn set_frozen(&self, frozen: bool) {
+        if let Some(folder) = self.v1.get("freezer") {
+            each(folder, &|folder| {
+                let file = folder.join("freezer.state");
+                let (now, wanted) = (fs::read_to_string(&file), if frozen { "FROZEN" } else { "THAWED" });
+                if now.is_ok_and(|now| now.trim() != wanted) {
+                    // The group may vanish at any time, which thaws it best.
+                    let _ = fs::write(&file, wanted);
+                }
+            });
+        } else if let Some(folder) = &self.v2 {
+            let file = folder.join("cgroup.freeze");
+            if fs::read_to_string(&file).is_ok_and(|now| (now.trim() == "1") != frozen) {
+                let _ = fs::write(&file, if frozen { "1" } else { "0" });
+            }
+        }
+    }
+}
+
+fn each(folder: &Path, deed: &dyn Fn(&Path)) {
+    deed(folder);
+    for child in children(folder) {
+        each(&child, deed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::process::ExitStatusExt,
+        process::{Child, Command},
+    };
+
+    use super::*;
+    use crate::cgroup::Hierarchies;
+
+    fn member(group: &Cgroup) -> Child {
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        for folder in group.folders() {
+            fs::write(folder.join("cgroup.procs"), child.id().to_string()).unwrap();
+        }
+        child
+    }
+
+    #[tokio::test]
+    async fn everything_dies_even_frozen_and_the_folders_go() {
+        let name = format!("/mooring-kill-{}", std::process::id());
+        let group = Hierarchies::read().unwrap().group(&name).unwrap();
+        group.ensure().unwrap();
+        let below = Hierarchies::read().unwrap().group(&format!("{name}/below")).unwrap();
+        below.ensure().unwrap();
+        let mut children = [member(&group), member(&group), member(&below)];
+        group.freeze();
+        assert_eq!(group.pids().unwrap().len(), 3);
+        assert_eq!(group.kill_all().unwrap(), Released::Done);
+        for child in &mut children {
+            assert_eq!(child.wait().unwrap().signal(), Some(9));
+        }
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(5);
+        assert_eq!(group.remove(deadline).await.unwrap(), Released::Done);
+        assert!(group.folders().iter().all(|folder| !folder.exists()));
+        assert_eq!(group.remove(deadline).await.unwrap(), Released::AlreadyGone);
+        assert_eq!(group.kill_all().unwrap(), Released::AlreadyGone);
+    }
+
+    #[test]
+    fn a_group_of_v1_alone_is_killed_process_by_process() {
+        let name = format!("/mooring-each-{}", std::process::id());
+        let mut group = Hierarchies::read().unwrap().group(&name).unwrap();
+        if group.is_unified() {
+            return;
+        }
+        group.v2 = None;
+        let created = group.ensure().unwrap();
+        let mut child = member(&group);
+        assert_eq!(group.kill_all().unwrap(), Released::Done);
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+        created.remove();
+    }
+}

@@ -1,0 +1,86 @@
+//! Which process a number means. The kernel gives numbers out again; a start time beside the number tells whether it
+//! is still the same process, and a pidfd holds on to it.
+
+use std::{fs, io, os::fd::OwnedFd};
+
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+
+use crate::cgroup::changes::watched;
+
+/// When process `pid` started, in clock ticks since boot. `None` when there is no such process.
+pub fn start_time(pid: i32) -> Option<u64> {
+    stat(pid).map(|(_, start)| start)
+}
+
+/// Whether `pid` is a process that started at `start` and has not ended.
+pub fn is_alive(pid: i32, start: u64) -> bool {
+    stat(pid).is_some_and(|(state, begun)| begun == start && !matches!(state, 'Z' | 'X'))
+}
+
+fn stat(pid: i32) -> Option<(char, u64)> {
+    parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse(stat: &str) -> Option<(char, u64)> {
+    // The name, in parentheses, may hold spaces and parentheses itself.
+    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+/// A process held by a descriptor.
+#[derive(Debug)]
+pub struct Pinned(OwnedFd);
+
+impl Pinned {
+    /// Holds process `pid`, if it is the one that started at `start`, where that is known.
+    pub fn new(pid: i32, start: Option<u64>) -> Option<Self> {
+        let pinned = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+        // Asked once it is held: from here on the number cannot come to mean another.
+        (start.is_none() || start_time(pid) == start).then_some(Self(pinned))
+    }
+
+    /// Sends a signal. `Ok(false)`: the process has ended already.
+    pub fn signal(&self, signal: Signal) -> io::Result<bool> {
+        match pidfd_send_signal(&self.0, signal) {
+            Ok(()) => Ok(true),
+            Err(Errno::SRCH) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits for its end, whoever's child it is.
+    pub async fn ended(self) -> io::Result<()> {
+        let watched = watched(self.0)?;
+        watched.readable().await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_name_may_hold_anything() {
+        let stat = format!("12 (a) b (c) S 1 {} 777 0", ["0"; 17].join(" "));
+        assert_eq!(parse(&stat), Some(('S', 777)));
+        assert_eq!(parse("12 (a"), None);
+    }
+
+    #[test]
+    fn another_process_of_the_same_number_is_not_taken() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let start = start_time(pid).unwrap();
+        assert!(is_alive(pid, start));
+        assert!(Pinned::new(pid, Some(start + 1)).is_none());
+        assert!(Pinned::new(pid, Some(start)).unwrap().signal(Signal::KILL).unwrap());
+        child.wait().unwrap();
+        assert!(!is_alive(pid, start));
+    }
+}

@@ -1,0 +1,162 @@
+//! runc's command line, which crun has too.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use async_trait::async_trait;
+
+use super::{
+    Create, Error, Exec, OciRuntime, RuntimeSettings,
+    launch::{Call, Stdio, find},
+};
+use crate::{id::Id, process::Reaper};
+
+/// A runtime with runc's command line.
+#[derive(Clone)]
+pub struct Runc {
+    settings: RuntimeSettings,
+    reaper: Reaper,
+}
+
+impl Runc {
+    /// The runtime that `settings` name; its calls are children of this process.
+    pub fn new(settings: RuntimeSettings, reaper: Reaper) -> Self {
+        Self { settings, reaper }
+    }
+
+    /// How it is called.
+    pub fn settings(&self) -> &RuntimeSettings {
+        &self.settings
+    }
+
+    fn call<'a>(&self, verb: &'static str, log: Option<&'a Path>) -> Call<'a> {
+        let mut command = Command::new(find(&self.settings.binary));
+        command.arg("--root").arg(&self.settings.root);
+        if let Some(log) = log {
+            command.arg("--log").arg(log).args(["--log-format", "json"]);
+        }
+        if self.settings.systemd_cgroup {
+            command.arg("--systemd-cgroup");
+        }
+        command.arg(verb);
+        Call { verb, command, log }
+    }
+
+    async fn simple(&self, verb: &'static str, id: &Id, bundle: &Path, arguments: &[&str], input: &[u8]) -> Result<(), Error> {
+        let log = log_of(bundle);
+        let mut call = self.call(verb, log.as_deref());
+        call.command.args(arguments.iter().take_while(|one| one.starts_with('-')));
+        call.command.arg(id.as_str());
+        call.command.args(arguments.iter().skip_while(|one| one.starts_with('-')));
+        call.run(&self.reaper, input).await.map(drop)
+    }
+}
+
+/// The runtime's log in the bundle, if there is a bundle still: `delete` may come after it has gone.
+fn log_of(bundle: &Path) -> Option<PathBuf> {
+    bundle.is_dir().then(|| bundle.join("log.json"))
+}
+
+/// A file for one call, gone afterwards.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // The runtime may never have come to write it.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn read_pid(verb: &'static str, path: &Path) -> Result<i32, Error> {
+    let text = fs::read_to_string(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => {
+            Error::Garbage { verb, what: "it reported success and wrote no process id".into() }
+        }
+        _ => Error::File { verb, deed: "read", path: path.to_owned(), source },
+    })?;
+    match text.trim().parse() {
+        Ok(pid) if pid > 0 => Ok(pid),
+        _ => Err(Error::Garbage { verb, what: format!("{:?} is no process id", text.chars().take(40).collect::<String>()) }),
+    }
+}
+
+#[async_trait]
+impl OciRuntime for Runc {
+    async fn create(&self, id: &Id, bundle: &Path, create: Create) -> Result<i32, Error> {
+        let (log, pid) = (bundle.join("log.json"), bundle.join("init.pid"));
+        let mut call = self.call("create", Some(&log));
+        call.command.arg("--bundle").arg(bundle).arg("--pid-file").arg(&pid);
+        if self.settings.no_pivot_root {
+            call.command.arg("--no-pivot");
+        }
+        if self.settings.no_new_keyring {
+            call.command.arg("--no-new-keyring");
+        }
+        if let Some(console) = &create.console {
+            call.command.arg("--console-socket").arg(console);
+        }
+        call.command.arg(id.as_str());
+        call.run_with(&self.reaper, create.stdio).await?;
+        read_pid("create", &pid)
+    }
+
+    async fn start(&self, id: &Id, bundle: &Path) -> Result<(), Error> {
+        self.simple("start", id, bundle, &[], b"").await
+    }
+
+    async fn kill(&self, id: &Id, bundle: &Path, signal: i32, all: bool) -> Result<(), Error> {
+        let signal = signal.to_string();
+        let arguments: &[&str] = if all { &["--all", &signal] } else { &[&signal] };
+        self.simple("kill", id, bundle, arguments, b"").await
+    }
+
+    async fn delete(&self, id: &Id, bundle: &Path) -> Result<(), Error> {
+        match self.simple("delete", id, bundle, &["--force"], b"").await {
+            Err(Error::Refused { complaint, .. }) if complaint.contains("does not exist") => Ok(()),
+            answer => answer,
+        }
+    }
+
+    async fn exec(&self, id: &Id, exec_id: &Id, bundle: &Path, exec: Exec) -> Result<i32, Error> {
+        let file = |suffix: &str| Scratch(bundle.join(format!("exec-{exec_id}.{suffix}")));
+        let (process, pid, log) = (file("json"), file("pid"), file("log"));
+        let text = exec.process.to_string();
+        fs::write(&process.0, text)
+            .map_err(|source| Error::File { verb: "exec", deed: "write", path: process.0.clone(), source })?;
+        let mut call = self.call("exec", Some(&log.0));
+        call.command.arg("--process").arg(&process.0).arg("--pid-file").arg(&pid.0).arg("--detach");
+        if let Some(console) = &exec.console {
+            call.command.arg("--console-socket").arg(console);
+        }
+        call.command.arg(id.as_str());
+        call.run_with(&self.reaper, exec.stdio).await?;
+        read_pid("exec", &pid.0)
+    }
+
+    async fn pause(&self, id: &Id, bundle: &Path) -> Result<(), Error> {
+        self.simple("pause", id, bundle, &[], b"").await
+    }
+
+    async fn resume(&self, id: &Id, bundle: &Path) -> Result<(), Error> {
+        self.simple("resume", id, bundle, &[], b"").await
+    }
+
+    async fn update(&self, id: &Id, bundle: &Path, resources: &[u8]) -> Result<(), Error> {
+        self.simple("update", id, bundle, &["--resources=-"], resources).await
+    }
+
+    async fn features(&self) -> Result<serde_json::Value, Error> {
+        let output = self.call("features", None).run(&self.reaper, b"").await?;
+        serde_json::from_slice(&output.stdout)
+            .map_err(|error| Error::Garbage { verb: "features", what: format!("it printed no JSON: {error}") })
+    }
+}
+
+impl From<Stdio> for Create {
+    fn from(stdio: Stdio) -> Self {
+        Self { stdio, console: None }
+    }
+}

@@ -1,0 +1,39 @@
+//! Which runtime, and how it is called.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Which program is called, with which global flags. Kept in records, so that whoever cleans up calls the same one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RuntimeSettings {
+    /// The program; a name without a slash is looked for in PATH.
+    pub binary: PathBuf,
+    /// Its state folder, the containerd namespace included.
+    pub root: PathBuf,
+    /// Whether groups are made by systemd.
+    pub systemd_cgroup: bool,
+    /// Whether the root file system is entered by chroot instead of `pivot_root`.
+    pub no_pivot_root: bool,
+    /// Whether the container shares the session keyring.
+    pub no_new_keyring: bool,
+    /// The owner of the container's stdio.
+    pub io_uid: u32,
+    /// The group of the container's stdio.
+    pub io_gid: u32,
+}
+
+impl Default for RuntimeSettings {
+    fn default() -> Self {
+        Self {
+            binary: "runc".into(),
+            root: "/run/containerd/runc/default".into(),
+            systemd_cgroup: false,
+            no_pivot_root: false,
+            no_new_keyring: false,
+            io_uid: 0,
+            io_gid: 0,
+        }
+    }
+}
