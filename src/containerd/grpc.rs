@@ -28,9 +28,13 @@ use containerd_client::{
 };
 use prost_types::Timestamp;
 use tokio::time::{Instant, timeout_at};
-use tonic::{Code, Request, Status, metadata::AsciiMetadataValue, transport::Channel};
+use tonic::{Request, metadata::AsciiMetadataValue, transport::Channel};
 
-use super::{Containerd, Error, Image, TaskExit, TaskStatus, View, image};
+use super::{
+    Containerd, Error, Image, TaskExit, TaskStatus, View,
+    failure::{Failure, with_causes},
+    image,
+};
 use crate::{id::Id, mounts::Mount, resource::Released};
 
 /// containerd answers with messages of up to this size.
@@ -99,62 +103,6 @@ impl Grpc {
 
 fn header(text: &str) -> Result<AsciiMetadataValue, Failure> {
     text.parse().map_err(|_| Failure::Invalid(format!("{text:?} cannot be a gRPC header")))
-}
-
-/// A failed call that does not know its name yet.
-enum Failure {
-    Status(Box<Status>),
-    Unavailable(String),
-    NotFound(String),
-    Invalid(String),
-}
-
-impl From<Status> for Failure {
-    fn from(status: Status) -> Self {
-        Self::Status(Box::new(status))
-    }
-}
-
-impl Failure {
-    fn of(self, call: String) -> Error {
-        let status = match self {
-            Self::Unavailable(message) => return Error::Unavailable { call, message },
-            Self::NotFound(message) => return Error::NotFound { call, message },
-            Self::Invalid(message) => return Error::Invalid { call, message },
-            Self::Status(status) => status,
-        };
-        let message = status.message().to_owned();
-        // A status that containerd sent has no cause here; one that has was made of the connection's failure.
-        if let Some(cause) = std::error::Error::source(&*status) {
-            return Error::Unavailable { call, message: with_causes(cause) };
-        }
-        match status.code() {
-            Code::NotFound => Error::NotFound { call, message },
-            Code::AlreadyExists => Error::AlreadyExists { call, message },
-            Code::FailedPrecondition => Error::FailedPrecondition { call, message },
-            Code::InvalidArgument => Error::Invalid { call, message },
-            Code::DeadlineExceeded => Error::DeadlineExceeded { call },
-            Code::Unavailable => Error::Unavailable { call, message },
-            // containerd's own connection to a shim broke in mid-call.
-            _ if message.contains("ttrpc: closed") => Error::Unavailable { call, message },
-            code => Error::Other { call, code: format!("{code:?}"), message },
-        }
-    }
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        // Some errors tell their cause themselves.
-        let words = error.to_string();
-        if !text.contains(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// A time from the wire; an impossible one is the epoch.
@@ -488,19 +436,6 @@ mod tests {
         let error = grpc.task_status(&id(), soon()).await.unwrap_err();
         assert!(error.is_retryable(), "{error}");
         server.await.unwrap();
-    }
-
-    #[test]
-    fn statuses_of_containerd_keep_their_kind_and_words() {
-        let of = |code, text: &str| Failure::from(Status::new(code, text)).of("call".to_owned());
-        assert!(of(Code::NotFound, "no such task").is_not_found());
-        assert!(matches!(of(Code::AlreadyExists, ""), Error::AlreadyExists { .. }));
-        assert!(matches!(of(Code::FailedPrecondition, ""), Error::FailedPrecondition { .. }));
-        assert!(of(Code::Unavailable, "").is_retryable());
-        assert!(of(Code::Unknown, "ttrpc: closed: unknown").is_retryable());
-        let other = of(Code::Unknown, "disk on fire");
-        assert!(!other.is_retryable());
-        assert_eq!(other.to_string(), "call: Unknown: disk on fire");
     }
 
     #[test]

@@ -11,10 +11,12 @@ use tokio::time::Instant;
 use crate::{id::Id, mounts::Mount, resource::Released};
 
 mod error;
+mod failure;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;
 mod grpc;
 mod image;
+pub(crate) use image::hex;
 pub mod lease;
 
 pub use error::Error;

@@ -76,7 +76,7 @@ impl Dns {
         let mut text = String::new();
         let mut line = |key: &str, words: &[String]| {
             if !words.is_empty() {
-                text.push_str(&format!("{key} {}\n", words.join(" ")));
+                text.extend([key, " ", words.join(" ").as_str(), "\n"]);
             }
         };
         line("search", &self.searches);

@@ -305,4 +305,27 @@ mod tests {
         super::super::unmount_all(folder.path()).unwrap();
         assert_eq!(old, new);
     }
+
+    #[test]
+    fn the_old_way_takes_layers_of_more_than_a_page_by_relative_paths() {
+        let folder = tempfile::tempdir().unwrap();
+        let layers = folder.path().join("layers-of-an-image");
+        let lower: Vec<_> = (0..150)
+            .map(|n| {
+                let layer = layers.join(n.to_string());
+                fs::create_dir_all(layer.join(format!("in-{n}"))).unwrap();
+                layer.to_str().unwrap().to_owned()
+            })
+            .collect();
+        let root = folder.path().join("root");
+        fs::create_dir(&root).unwrap();
+        let lower = format!("lowerdir={}", lower.join(":"));
+        assert!(lower.len() > LONGEST_DATA);
+        let mount = Mount::new("overlay", "overlay", &[&lower]);
+        let options = Options::of(&mount).unwrap();
+        let place = Place { root: &root, within: None };
+        assert!(old_way("overlay", &mount, &options, &place).is_ok());
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 150);
+        super::super::unmount_all(&root).unwrap();
+    }
 }

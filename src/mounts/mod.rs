@@ -6,6 +6,10 @@ mod error;
 pub mod files;
 mod filesystem;
 mod idmap;
+pub mod image;
+pub mod image_mounts;
+#[cfg(test)]
+mod image_tests;
 pub mod kernel;
 pub mod label;
 mod mount;

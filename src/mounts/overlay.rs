@@ -104,7 +104,7 @@ pub(super) fn build_mapped(
     }
 }
 
-fn build_mapped_from(
+pub(super) fn build_mapped_from(
     source: &str,
     mount: &Mount,
     options: &Options,

@@ -107,7 +107,7 @@ fn targets_are_resolved_within_the_root() {
     symlink(&outside, root.join("absolute")).unwrap();
     let mut mount = Mount::new("tmpfs", "tmpfs", &[]);
     mount.target = Some("link".into());
-    mount_all(&[mount.clone()], &root).unwrap();
+    mount_all(std::slice::from_ref(&mount), &root).unwrap();
     assert!(table::is_mounted(&root.join("etc")).unwrap());
     // The absolute link points to a folder that is not within the root.
     mount.target = Some("absolute".into());
@@ -180,6 +180,20 @@ fn an_image_file_is_mounted_by_a_loop_device_that_goes_with_it() {
     assert!(!backing.starts_with(image.to_str().unwrap()), "{backing}");
 }
 
+#[test]
+fn an_erofs_image_is_mounted() {
+    let folder = Folder::new();
+    let (content, image) = (folder.dir("content"), folder.0.path().join("image"));
+    fs::write(content.join("file"), "text").unwrap();
+    if Command::new("mkfs.erofs").args([&image, &content]).output().is_err() {
+        return; // No such program on this machine.
+    }
+    let root = folder.dir("root");
+    mount_all(&[Mount::new("erofs", image.to_str().unwrap(), &["loop", "ro"])], &root).unwrap();
+    assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "text");
+    assert_eq!(folder.mounts().len(), 1);
+}
+
 /// A process in a user namespace of its own; it ends when this is dropped.
 struct Mapped(std::process::Child);
 
@@ -218,7 +232,7 @@ fn an_overlays_layers_are_shown_under_the_pods_ids() {
     let pod = Mapped::new(100_000);
     let namespace = UserNamespace::of_process(pod.0.id()).unwrap();
     let root = folder.dir("root");
-    mount_all_mapped(&[mount.clone()], &root, &namespace).unwrap();
+    mount_all_mapped(std::slice::from_ref(&mount), &root, &namespace).unwrap();
     for name in ["one", "two"] {
         let file = fs::metadata(root.join(name)).unwrap();
         assert_eq!((file.uid(), file.gid()), (100_000, 100_000));
@@ -230,6 +244,24 @@ fn an_overlays_layers_are_shown_under_the_pods_ids() {
     mount.options.push("uidmap=0:200000:65536".into());
     let error = mount_all_mapped(&[mount], &root, &namespace).unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+}
+
+#[test]
+fn layers_are_taken_from_attached_mounts_where_the_kernel_wants_it() {
+    let folder = Folder::new();
+    let lower = [layer(&folder, "one"), layer(&folder, "two")];
+    let mut mount = overlay(&folder, &lower);
+    mount.options.extend(["uidmap=0:100000:65536".into(), "gidmap=0:100000:65536".into()]);
+    let pod = Mapped::new(100_000);
+    let namespace = UserNamespace::of_process(pod.0.id()).unwrap();
+    let root = folder.dir("root");
+    let options = options::Options::of(&mount).unwrap();
+    let place = mount::Place { root: &root, within: None };
+    let built = overlay::build_mapped_from("overlay", &mount, &options, Some(&place), &namespace);
+    let Ok(tree) = built else { panic!("the overlay is refused") };
+    assert!(!table::is_mounted(&root).unwrap());
+    attach::move_to_handle(&tree, place.open().unwrap()).unwrap();
+    assert_eq!(fs::metadata(root.join("two")).unwrap().uid(), 100_000);
 }
 
 #[test]
