@@ -214,6 +214,11 @@ pub struct Ran {
 }
 
 impl Pod {
+    /// The node that it runs on.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
     /// CreateContainer.
     pub async fn create(&self, spec: &ContainerSpec) -> Result<Container> {
         let mut config = spec.config.clone();
@@ -326,6 +331,11 @@ pub struct Container {
 }
 
 impl Container {
+    /// The node that it runs on.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
     /// StartContainer.
     pub async fn start(&self) -> Result<()> {
         let request = cri::StartContainerRequest { container_id: self.id.clone() };

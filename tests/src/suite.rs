@@ -92,6 +92,7 @@ impl Suite {
             return Self { arguments, world: None, trials: Vec::new() };
         }
         let world = enter(Storage::Memory).and_then(|folder| {
+            remember_panics();
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
                 .enable_all()
@@ -157,7 +158,7 @@ impl World {
         let test = AssertUnwindSafe(test(case)).catch_unwind();
         let outcome = match tokio::time::timeout(LIMIT, test).await {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(panic)) => Err(anyhow::anyhow!(words(&*panic))),
+            Ok(Err(_)) => Err(anyhow::anyhow!(last_panic())),
             Err(_) => Err(anyhow::anyhow!("not done after {} s", LIMIT.as_secs())),
         };
         let outcome = match outcome {
@@ -188,9 +189,19 @@ fn log_lines() -> usize {
     std::env::var("MOORING_E2E_LOG").ok().and_then(|lines| lines.parse().ok()).unwrap_or(12)
 }
 
-fn words(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().cloned();
-    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
+/// What the last panic said, with its place.
+static PANIC: std::sync::Mutex<String> = std::sync::Mutex::new(String::new());
+
+fn last_panic() -> String {
+    PANIC.lock().map(|text| text.clone()).unwrap_or_default()
+}
+
+fn remember_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        if let Ok(mut text) = PANIC.lock() {
+            *text = panic.to_string();
+        }
+    }));
 }
 
 /// The cgroups that a kubelet would have made for the pods, and would remove now.
