@@ -1,7 +1,6 @@
 //! A container as a resource: the record of what it holds, and how all of it is released, by the shim that made it
 //! or by whoever finds the record after that shim is gone.
 
-mod identity;
 mod record;
 mod release;
 
@@ -9,8 +8,8 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
-pub use identity::{Pinned, is_alive, start_time};
-pub use record::{Init, Record, load_all};
+pub use crate::process::identity::{Pinned, is_alive, start_time};
+pub use record::{Init, Record, find, load_all};
 pub use release::{kill_in_place, release};
 
 use crate::error::{Code, Coded, code_of_io};

@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, identity::start_time};
+use super::{Error, start_time};
 use crate::{cgroup::Cgroup, id::Id, runtime::RuntimeSettings};
 
 /// The form of the record. A newer shim reads older ones; an older one refuses newer ones.
@@ -89,8 +89,11 @@ impl Record {
 
     fn load(path: &Path) -> Result<Self, Error> {
         let foreign = |what| Error::Foreign { path: path.to_owned(), what };
-        let text = fs::read(path)
-            .map_err(|source| Error::File { deed: "read", path: path.to_owned(), source })?;
+        let text = fs::read(path).map_err(|source| Error::File {
+            deed: "read",
+            path: path.to_owned(),
+            source,
+        })?;
         let record: Self =
             serde_json::from_slice(&text).map_err(|error| foreign(error.to_string()))?;
         if record.version > VERSION {
@@ -114,12 +117,23 @@ pub fn load_all(dir: &Path) -> Result<Vec<Result<Record, Error>>, Error> {
         .flatten()
         .map(|entry| entry.path())
         .filter(|path| {
-            let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+            let hidden =
+                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
             !hidden && path.extension().is_some_and(|extension| extension == "json")
         })
         .collect();
     paths.sort();
     Ok(paths.iter().map(|path| Record::load(path)).collect())
+}
+
+/// The record of `container` in any of the state folders of a namespace, and the folder that it is in: for whoever
+/// knows a container but not the sandbox or group that it was in.
+pub fn find(namespace_dir: &Path, container: &Id) -> Option<(PathBuf, Record)> {
+    let folders = fs::read_dir(namespace_dir).ok()?;
+    folders.flatten().map(|folder| folder.path().join("tasks")).find_map(|tasks| {
+        let record = Record::load(&Record::path(&tasks, container)).ok()?;
+        Some((tasks, record))
+    })
 }
 
 #[cfg(test)]
@@ -137,7 +151,8 @@ mod tests {
         written.save(dir.path()).unwrap();
         written.init = Init::of(i32::try_from(std::process::id()).unwrap());
         written.save(dir.path()).unwrap();
-        let read: Vec<Record> = load_all(dir.path()).unwrap().into_iter().map(Result::unwrap).collect();
+        let read: Vec<Record> =
+            load_all(dir.path()).unwrap().into_iter().map(Result::unwrap).collect();
         assert_eq!(read, [written]);
         Record::remove(dir.path(), &Id::new("a").unwrap()).unwrap();
         Record::remove(dir.path(), &Id::new("a").unwrap()).unwrap();

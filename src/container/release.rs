@@ -5,7 +5,7 @@ use std::path::Path;
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Error, Record, identity::Pinned, record::Init};
+use super::{Error, Pinned, Record, record::Init};
 use crate::{
     cgroup::Cgroup,
     mounts,
@@ -38,7 +38,9 @@ fn kill(record: &Record) -> Result<(Released, Option<Pinned>), Error> {
     // Held before anything is killed, so that its end can be waited for.
     let pinned = init.and_then(|init| Pinned::new(init.pid, Some(init.start_time)));
     if !group.is_empty() {
-        found = group.kill_all().map_err(|source| Error::Cgroup { id: record.id.to_string(), source })?;
+        found = group
+            .kill_all()
+            .map_err(|source| Error::Cgroup { id: record.id.to_string(), source })?;
     }
     if let Some(pinned) = &pinned
         && matches!(pinned.signal(Signal::KILL), Ok(true))
@@ -51,7 +53,11 @@ fn kill(record: &Record) -> Result<(Released, Option<Pinned>), Error> {
 /// Releases everything that `record` says a container holds, except the record itself: its keeper removes that
 /// ([`Record::remove`]) once this has succeeded. May be called any number of times, with or without the shim that
 /// created the container.
-pub async fn release(record: &Record, reaper: &Reaper, deadline: Instant) -> Result<Released, Error> {
+pub async fn release(
+    record: &Record,
+    reaper: &Reaper,
+    deadline: Instant,
+) -> Result<Released, Error> {
     let id = || record.id.to_string();
     let (mut found, pinned) = kill(record)?;
     if let Some(pinned) = pinned {

@@ -144,8 +144,7 @@ async fn collect(from: Option<pipe::Receiver>, into: &mut Vec<u8>) {
     let Some(mut from) = from else { return };
     // What is beyond the limit is read and thrown away, so that the child is not blocked.
     let _ = (&mut from).take(OUTPUT_LIMIT).read_to_end(into).await;
-    let mut rest = [0; 4096];
-    while matches!(from.read(&mut rest).await, Ok(1..)) {}
+    let _ = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
 }
 
 struct KillOnDrop(Option<Spawned>);

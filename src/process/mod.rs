@@ -4,6 +4,7 @@
 //! all of them; nobody else may call `wait`. It also serves OCI runtime calls, CNI plugins and log binaries.
 
 mod command;
+pub mod identity;
 mod reaper;
 
 pub use command::{Failure, Output, Spawned, run};

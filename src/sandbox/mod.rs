@@ -1,1 +1,241 @@
-//! TBD by its owner.
+//! A sandbox: how it is created, started, watched and stopped. One file per verb.
+//!
+//! [`Sandbox`] is what the shim's Sandbox service calls. What the sandbox holds is in its journal
+//! ([`crate::teardown::journal`]); starting is a list of acquisitions into it, stopping is the plan over it.
+
+pub mod config;
+mod create;
+pub mod daemon_record;
+mod door;
+mod error;
+pub mod keeper;
+pub mod pod_cgroup;
+mod progress;
+pub mod recover;
+mod shutdown;
+mod spec;
+mod start;
+mod status;
+mod stop;
+mod work;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::SystemTime,
+};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use crate::{
+    containerd::Containerd, id::Id, network::CniPlugins, options::Options, process::Reaper,
+    teardown::journal::Store,
+};
+pub use create::CreateRequest;
+pub use door::Admitted;
+pub use error::Error;
+pub use keeper::HolderProgram;
+pub use start::Started;
+pub use status::Status;
+
+/// The tasks that run in this sandbox's shim, as far as a sandbox is concerned with them.
+#[async_trait]
+pub trait PodTasks: Send + Sync {
+    /// The containers whose tasks the shim has, ended ones too.
+    fn ids(&self) -> Vec<Id>;
+    /// Whether the container's task is there and has not ended.
+    fn is_running(&self, container: &Id) -> bool;
+    /// Kills everything in the container without asking anybody.
+    async fn kill_in_place(&self, container: &Id);
+    /// Waits until the container's init has ended; at once when it has, or was never there.
+    async fn exited(&self, container: &Id);
+    /// Deletes all tasks that are left, with their OCI runtime state and root file systems.
+    async fn clear(&self) -> Result<(), String>;
+}
+
+/// The world of one sandbox.
+pub struct Environment {
+    /// containerd's namespace.
+    pub namespace: Id,
+    /// The sandbox's id.
+    pub id: Id,
+    /// containerd's gRPC socket.
+    pub grpc_address: PathBuf,
+    /// The handler's options.
+    pub options: Options,
+    /// Waits for this process's children.
+    pub reaper: Reaper,
+    /// containerd.
+    pub containerd: Arc<dyn Containerd>,
+    /// The CNI plugins.
+    pub plugins: Arc<dyn CniPlugins>,
+    /// The holder's program.
+    pub holder: HolderProgram,
+}
+
+impl Environment {
+    /// The folder of the sandbox's journal and records.
+    pub fn state_dir(&self) -> PathBuf {
+        state_dir(&self.options, &self.namespace, &self.id)
+    }
+
+    /// The folder of the pod's files and mounts.
+    pub fn run_dir(&self) -> PathBuf {
+        self.options.run_root.join(&self.namespace).join(&self.id)
+    }
+}
+
+/// The folder of a sandbox's journal and records.
+pub fn state_dir(options: &Options, namespace: &Id, id: &Id) -> PathBuf {
+    options.state_root.join(namespace).join(id)
+}
+
+/// The exit of a sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SandboxExit {
+    /// 0 where it was ended as asked, else what the holder ended with.
+    pub status: u32,
+    /// When.
+    pub at: SystemTime,
+}
+
+/// A created sandbox: what its client wants and where it is written down.
+struct Pod {
+    config: config::PodConfig,
+    network: create::Network,
+    bundle: PathBuf,
+    annotations: std::collections::BTreeMap<String, String>,
+    store: Arc<Mutex<Store>>,
+    created_at: SystemTime,
+    /// Image volumes are mounted once for all containers of the pod; one acquisition at a time.
+    volumes: tokio::sync::Mutex<()>,
+}
+
+/// Where a sandbox is in its life.
+enum State {
+    /// Not created yet.
+    Empty,
+    /// Created, not started.
+    Created(Arc<Pod>),
+    /// Started: something stands for the pod.
+    Ready { pod: Arc<Pod>, pid: u32, keeper: Option<keeper::Keeper> },
+    /// What stood for the pod has ended by itself, or the teardown is under way or has failed.
+    Down { pod: Arc<Pod>, pid: u32 },
+    /// Taken down completely.
+    Stopped { pod: Arc<Pod>, pid: u32 },
+}
+
+impl State {
+    fn pod(&self) -> Option<&Arc<Pod>> {
+        match self {
+            Self::Empty => None,
+            Self::Created(pod)
+            | Self::Ready { pod, .. }
+            | Self::Down { pod, .. }
+            | Self::Stopped { pod, .. } => Some(pod),
+        }
+    }
+
+    fn pid(&self) -> u32 {
+        match self {
+            Self::Empty | Self::Created(_) => 0,
+            Self::Ready { pid, .. } | Self::Down { pid, .. } | Self::Stopped { pid, .. } => *pid,
+        }
+    }
+}
+
+/// One sandbox. All methods may be called at any time and at once.
+pub struct Sandbox {
+    env: Environment,
+    tasks: OnceLock<Arc<dyn PodTasks>>,
+    state: Mutex<State>,
+    door: door::Door,
+    exit: watch::Sender<Option<SandboxExit>>,
+    /// Create, start and teardown exclude one another. Held across calls to other parties, so nothing that a
+    /// teardown's own kills come back with (Task.Kill, Task.Wait, State) may want it.
+    lifecycle: tokio::sync::Mutex<()>,
+    teardown: Mutex<Option<stop::Run>>,
+    progress: Arc<progress::Progress>,
+}
+
+impl Sandbox {
+    /// A sandbox that is not created yet.
+    pub fn new(env: Environment) -> Arc<Self> {
+        Arc::new(Self {
+            env,
+            tasks: OnceLock::new(),
+            state: Mutex::new(State::Empty),
+            door: door::Door::default(),
+            exit: watch::Sender::new(None),
+            lifecycle: tokio::sync::Mutex::default(),
+            teardown: Mutex::new(None),
+            progress: Arc::default(),
+        })
+    }
+
+    /// Tells the sandbox which tasks run in it. To be called once, before anything else.
+    pub fn set_tasks(&self, tasks: Arc<dyn PodTasks>) {
+        let _ = self.tasks.set(tasks);
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &Id {
+        &self.env.id
+    }
+
+    /// Its world.
+    pub fn environment(&self) -> &Environment {
+        &self.env
+    }
+
+    /// Whether a client has created it: a shim without sandbox serves plain tasks.
+    pub fn is_created(&self) -> bool {
+        !matches!(*self.state(), State::Empty)
+    }
+
+    /// The folder where the records of its tasks are.
+    pub fn tasks_dir(&self) -> PathBuf {
+        self.env.state_dir().join("tasks")
+    }
+
+    /// Lets a container's task be created, unless the sandbox is being stopped. The teardown waits for the answer
+    /// to be dropped.
+    pub fn admit(&self) -> Result<Admitted, Error> {
+        let admitted = self.door.admit();
+        admitted.ok_or_else(|| {
+            Error::Precondition("the sandbox is being stopped and takes no new tasks".into())
+        })
+    }
+
+    /// Waits for the sandbox's end; at once when it has ended.
+    pub async fn wait(&self) -> Result<SandboxExit, Error> {
+        let mut exit = self.exit.subscribe();
+        match exit.wait_for(Option::is_some).await.map(|exit| *exit) {
+            Ok(Some(exit)) => Ok(exit),
+            _ => Err(Error::Precondition("the shim is ending".into())),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records the sandbox's end; the first one counts.
+    fn ended(&self, status: u32) {
+        self.exit.send_if_modified(|exit| {
+            let first = exit.is_none();
+            if first {
+                *exit = Some(SandboxExit { status, at: SystemTime::now() });
+            }
+            first
+        });
+    }
+}
+
+/// Runs what may block away from the async thread.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Error::Internal(error.to_string()))
+}

@@ -1,9 +1,10 @@
 //! Which process a number means. The kernel gives numbers out again; a start time beside the number tells whether it
 //! is still the same process, and a pidfd holds on to it.
 
-use std::{fs, io, os::fd::OwnedFd};
+use std::{fs, io, os::fd::OwnedFd, time::Duration};
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
@@ -49,6 +50,21 @@ impl Pinned {
             Ok(()) => Ok(true),
             Err(Errno::SRCH) => Ok(false),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Kills it and waits for its end, for `limit` at most. Blocks. `Ok(false)`: it had ended already.
+    pub fn kill_and_wait(&self, limit: Duration) -> io::Result<bool> {
+        if !self.signal(Signal::KILL)? {
+            return Ok(false);
+        }
+        let limit = Timespec {
+            tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: limit.subsec_nanos().into(),
+        };
+        match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&limit))? {
+            0 => Err(io::ErrorKind::TimedOut.into()),
+            _ => Ok(true),
         }
     }
 

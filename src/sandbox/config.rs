@@ -1,0 +1,482 @@
+//! What a client asks of a sandbox, whichever way it said so: CRI's `PodSandboxConfig`, or an OCI spec in the bundle.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use k8s_cri::v1 as cri;
+use prost::Message;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::{
+    error::{Code, Coded},
+    mounts::files::Dns,
+};
+
+/// Kernel parameters by name.
+pub type Sysctls = BTreeMap<String, String>;
+
+/// The type URL of CRI's pod configuration.
+pub const CRI_CONFIG_TYPE: &str = "runtime.v1.PodSandboxConfig";
+
+/// An annotation on the sandbox's OCI spec, for clients that have no CRI: the pod's port mappings, as the JSON list
+/// that CNI's capability `portMappings` takes.
+pub const PORT_MAPPINGS_ANNOTATION: &str = "mooring.dev/port-mappings";
+/// An annotation on the sandbox's OCI spec: the pod's bandwidth, as the JSON object of CNI's capability `bandwidth`.
+pub const BANDWIDTH_ANNOTATION: &str = "mooring.dev/bandwidth";
+
+/// One line of a user or group id map (`user_namespaces(7)`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMapping {
+    /// The first id inside.
+    pub container_id: u32,
+    /// The first id on the node.
+    pub host_id: u32,
+    /// How many ids.
+    pub length: u32,
+}
+
+/// Which of a kind of namespace a pod's containers live in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// One of the pod.
+    Pod,
+    /// One of each container, or another container's (PID only).
+    Container,
+    /// The node's.
+    Node,
+}
+
+/// A sandbox as its client wants it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PodConfig {
+    /// Kubernetes' name of the pod, empty for other clients.
+    pub name: String,
+    /// Kubernetes' namespace of the pod, empty for other clients.
+    pub namespace: String,
+    /// Kubernetes' uid of the pod, empty for other clients.
+    pub uid: String,
+    /// The hostname asked for; the node's where there is none.
+    pub hostname: Option<String>,
+    /// Whether the pod lives in the node's network.
+    pub host_network: bool,
+    /// A network namespace that the spec names.
+    pub netns_path: Option<PathBuf>,
+    /// IPC namespace.
+    pub ipc: Scope,
+    /// PID namespace.
+    pub pid: Scope,
+    /// The pod's own UTS namespace: absent with the node's network.
+    pub own_uts: bool,
+    /// Id maps of the pod's user namespace, where it has one.
+    pub user: Option<(Vec<IdMapping>, Vec<IdMapping>)>,
+    /// Kernel parameters, without the defaults.
+    pub sysctls: Sysctls,
+    /// Name resolution; the node's where there is none.
+    pub dns: Option<Dns>,
+    /// The cgroup below which the pod's containers live, a path or `slice:prefix:name`; may be empty.
+    pub cgroup_parent: String,
+    /// Size of /dev/shm in bytes.
+    pub shm_size: u64,
+    /// Values for CNI's capabilities.
+    pub capabilities: serde_json::Map<String, serde_json::Value>,
+    /// The client's own configuration, for the verbose status.
+    pub original: serde_json::Value,
+}
+
+/// The client's wish is not understood.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The options are of a type that a sandbox does not know.
+    #[error("options of type {0:?} are not a sandbox's: {CRI_CONFIG_TYPE} is")]
+    UnknownType(String),
+    /// The options do not decode.
+    #[error("decode PodSandboxConfig: {0}")]
+    Garbled(#[from] prost::DecodeError),
+    /// There is neither a configuration nor a spec.
+    #[error("neither a PodSandboxConfig was given nor is there an OCI spec at {0}")]
+    Nothing(PathBuf),
+    /// The spec cannot be read.
+    #[error("read OCI spec {path}: {source}")]
+    Unreadable {
+        /// Its path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The spec is no OCI spec.
+    #[error("OCI spec {path}: {reason}")]
+    BadSpec {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl Coded for ConfigError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Unreadable { .. } => Code::Unknown,
+            _ => Code::InvalidArgument,
+        }
+    }
+}
+
+const SHM_SIZE: u64 = 64 << 20;
+
+impl PodConfig {
+    /// Reads the configuration of a sandbox from its creation request: `options` (type URL and bytes) where there
+    /// are any, else the spec in `bundle`.
+    pub fn read(options: Option<(&str, &[u8])>, bundle: &Path) -> Result<Self, ConfigError> {
+        match options {
+            Some((url, bytes)) if !url.is_empty() || !bytes.is_empty() => {
+                // Some clients write the URL with a host before the last slash.
+                if url.rsplit('/').next() != Some(CRI_CONFIG_TYPE) {
+                    return Err(ConfigError::UnknownType(url.to_owned()));
+                }
+                Ok(Self::from_cri(&cri::PodSandboxConfig::decode(bytes)?))
+            }
+            _ => Self::from_bundle(bundle),
+        }
+    }
+
+    fn from_bundle(bundle: &Path) -> Result<Self, ConfigError> {
+        let path = bundle.join("config.json");
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(ConfigError::Nothing(path));
+            }
+            Err(source) => return Err(ConfigError::Unreadable { path, source }),
+        };
+        let bad = |reason: String| ConfigError::BadSpec { path: path.clone(), reason };
+        let original: serde_json::Value =
+            serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
+        if !original.is_object() {
+            return Err(bad("it is no JSON object".into()));
+        }
+        let spec: oci_spec::runtime::Spec =
+            serde_json::from_value(original.clone()).map_err(|error| bad(error.to_string()))?;
+        Self::from_spec(&spec, original).map_err(bad)
+    }
+
+    fn from_spec(
+        spec: &oci_spec::runtime::Spec,
+        original: serde_json::Value,
+    ) -> Result<Self, String> {
+        use oci_spec::runtime::LinuxNamespaceType as Kind;
+        let linux = spec.linux().as_ref();
+        let namespaces = linux.and_then(|l| l.namespaces().as_ref());
+        let find = |kind: Kind| namespaces.and_then(|all| all.iter().find(|n| n.typ() == kind));
+        // A spec that says nothing of namespaces leaves them to the sandbox; one that lists them means the list.
+        let unsaid = namespaces.is_none();
+        let annotations = spec.annotations().clone().unwrap_or_default();
+        let mut capabilities = serde_json::Map::new();
+        for (annotation, capability) in
+            [(PORT_MAPPINGS_ANNOTATION, "portMappings"), (BANDWIDTH_ANNOTATION, "bandwidth")]
+        {
+            if let Some(text) = annotations.get(annotation) {
+                let value = serde_json::from_str(text)
+                    .map_err(|e| format!("annotation {annotation}: {e}"))?;
+                capabilities.insert(capability.into(), value);
+            }
+        }
+        let mappings = |of: Option<&Vec<oci_spec::runtime::LinuxIdMapping>>| -> Vec<IdMapping> {
+            let one = |m: &oci_spec::runtime::LinuxIdMapping| IdMapping {
+                container_id: m.container_id(),
+                host_id: m.host_id(),
+                length: m.size(),
+            };
+            of.into_iter().flatten().map(one).collect()
+        };
+        let user = find(Kind::User).map(|_| {
+            (
+                mappings(linux.and_then(|l| l.uid_mappings().as_ref())),
+                mappings(linux.and_then(|l| l.gid_mappings().as_ref())),
+            )
+        });
+        let network = find(Kind::Network);
+        let host_network = !unsaid && network.is_none();
+        let scope = |kind| if unsaid || find(kind).is_some() { Scope::Pod } else { Scope::Node };
+        let cgroups_path = linux.and_then(|l| l.cgroups_path().as_ref());
+        Ok(Self {
+            name: String::new(),
+            namespace: String::new(),
+            uid: String::new(),
+            hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
+            host_network,
+            netns_path: network.and_then(|n| n.path().clone()),
+            ipc: scope(Kind::Ipc),
+            // Containers of an OCI client bring PID namespaces of their own unless the sandbox shares one.
+            pid: if find(Kind::Pid).is_some() { Scope::Pod } else { Scope::Container },
+            own_uts: !host_network && (unsaid || find(Kind::Uts).is_some()),
+            user,
+            sysctls: linux
+                .and_then(|l| l.sysctl().clone())
+                .map(|all| all.into_iter().collect())
+                .unwrap_or_default(),
+            dns: None,
+            cgroup_parent: cgroups_path.map(|path| path.display().to_string()).unwrap_or_default(),
+            shm_size: SHM_SIZE,
+            capabilities,
+            original,
+        })
+    }
+
+    /// Reads CRI's configuration.
+    pub fn from_cri(config: &cri::PodSandboxConfig) -> Self {
+        let metadata = config.metadata.clone().unwrap_or_default();
+        let linux = config.linux.clone().unwrap_or_default();
+        let security = linux.security_context.unwrap_or_default();
+        let namespaces = security.namespace_options.unwrap_or_default();
+        let scope = |mode: i32| match cri::NamespaceMode::try_from(mode) {
+            Ok(cri::NamespaceMode::Node) => Scope::Node,
+            Ok(cri::NamespaceMode::Container | cri::NamespaceMode::Target) => Scope::Container,
+            _ => Scope::Pod,
+        };
+        let host_network = scope(namespaces.network) == Scope::Node;
+        let ids = |all: &[cri::IdMapping]| -> Vec<IdMapping> {
+            let one = |m: &cri::IdMapping| IdMapping {
+                container_id: m.container_id,
+                host_id: m.host_id,
+                length: m.length,
+            };
+            all.iter().map(one).collect()
+        };
+        let user = namespaces
+            .userns_options
+            .as_ref()
+            .filter(|options| scope(options.mode) == Scope::Pod)
+            .map(|options| (ids(&options.uids), ids(&options.gids)));
+        Self {
+            name: metadata.name,
+            namespace: metadata.namespace,
+            uid: metadata.uid,
+            hostname: Some(config.hostname.clone()).filter(|name| !name.is_empty()),
+            host_network,
+            netns_path: None,
+            ipc: scope(namespaces.ipc),
+            pid: scope(namespaces.pid),
+            own_uts: !host_network,
+            user,
+            sysctls: linux.sysctls.into_iter().collect(),
+            dns: config.dns_config.as_ref().map(|dns| Dns {
+                servers: dns.servers.clone(),
+                searches: dns.searches.clone(),
+                options: dns.options.clone(),
+            }),
+            cgroup_parent: linux.cgroup_parent,
+            shm_size: SHM_SIZE,
+            capabilities: capabilities_of(config),
+            original: original_of(config),
+        }
+    }
+
+    /// All kernel parameters of the pod: its own, and the defaults that containerd's pods have.
+    pub fn sysctls_with_defaults(&self) -> Sysctls {
+        let mut all = self.sysctls.clone();
+        if !self.host_network {
+            all.entry("net.ipv4.ip_unprivileged_port_start".into()).or_insert_with(|| "0".into());
+            if self.user.is_none() {
+                all.entry("net.ipv4.ping_group_range".into())
+                    .or_insert_with(|| "0 2147483647".into());
+            }
+        }
+        all
+    }
+}
+
+/// CNI's capability values from a CRI configuration.
+fn capabilities_of(config: &cri::PodSandboxConfig) -> serde_json::Map<String, serde_json::Value> {
+    let mut capabilities = serde_json::Map::new();
+    let ports: Vec<_> = config
+        .port_mappings
+        .iter()
+        .filter(|mapping| mapping.host_port > 0)
+        .map(|mapping| {
+            let protocol = match cri::Protocol::try_from(mapping.protocol) {
+                Ok(cri::Protocol::Udp) => "udp",
+                Ok(cri::Protocol::Sctp) => "sctp",
+                _ => "tcp",
+            };
+            serde_json::json!({
+                "hostPort": mapping.host_port,
+                "containerPort": mapping.container_port,
+                "protocol": protocol,
+                "hostIP": mapping.host_ip,
+            })
+        })
+        .collect();
+    if !ports.is_empty() {
+        capabilities.insert("portMappings".into(), ports.into());
+    }
+    let rate = |name: &str| config.annotations.get(name).and_then(|text| quantity(text));
+    let ingress = rate("kubernetes.io/ingress-bandwidth");
+    let egress = rate("kubernetes.io/egress-bandwidth");
+    if ingress.is_some() || egress.is_some() {
+        let mut bandwidth = serde_json::Map::new();
+        // The burst is what the plugin takes as "no limit of its own": the largest 32-bit number.
+        for (direction, rate) in [("ingress", ingress), ("egress", egress)] {
+            if let Some(rate) = rate {
+                bandwidth.insert(format!("{direction}Rate"), rate.into());
+                bandwidth.insert(format!("{direction}Burst"), u32::MAX.into());
+            }
+        }
+        capabilities.insert("bandwidth".into(), bandwidth.into());
+    }
+    if let Some(dns) = &config.dns_config {
+        capabilities.insert(
+            "dns".into(),
+            serde_json::json!({"servers": dns.servers, "searches": dns.searches, "options": dns.options}),
+        );
+    }
+    if !config.annotations.is_empty() {
+        capabilities.insert(
+            "io.kubernetes.cri.pod-annotations".into(),
+            serde_json::json!(config.annotations),
+        );
+    }
+    if let Some(linux) = &config.linux
+        && !linux.cgroup_parent.is_empty()
+    {
+        capabilities.insert("cgroupPath".into(), linux.cgroup_parent.clone().into());
+    }
+    capabilities
+}
+
+/// A Kubernetes quantity (`10M`, `1Gi`, `500k`) as a whole number; nothing for what is none.
+fn quantity(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor: f64 = match text.get(digits.len()..)? {
+        "" => 1.0,
+        "m" => 1e-3,
+        "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        "Ki" => 1024.0,
+        "Mi" => 1_048_576.0,
+        "Gi" => 1_073_741_824.0,
+        "Ti" => 1_099_511_627_776.0,
+        _ => return None,
+    };
+    let value = digits.parse::<f64>().ok().filter(|v| v.is_finite() && *v >= 0.0)? * factor;
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    // saturates, and is not negative
+    Some(value.ceil() as u64)
+}
+
+/// What the verbose status shows of a CRI configuration, in CRI's own JSON names.
+fn original_of(config: &cri::PodSandboxConfig) -> serde_json::Value {
+    let metadata = config.metadata.clone().unwrap_or_default();
+    serde_json::json!({
+        "metadata": {
+            "name": metadata.name, "uid": metadata.uid,
+            "namespace": metadata.namespace, "attempt": metadata.attempt,
+        },
+        "hostname": config.hostname,
+        "log_directory": config.log_directory,
+        "labels": config.labels,
+        "annotations": config.annotations,
+        "linux": {
+            "cgroup_parent": config.linux.as_ref().map(|l| l.cgroup_parent.clone()).unwrap_or_default(),
+            "sysctls": config.linux.as_ref().map(|l| l.sysctls.clone()).unwrap_or_default(),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bundle_with(spec: &str) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), spec).unwrap();
+        folder
+    }
+
+    #[test]
+    fn options_of_an_unknown_type_are_named() {
+        let error = PodConfig::read(Some(("example.Other", b"")), Path::new("/")).unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument);
+        assert!(error.to_string().contains("example.Other"));
+    }
+
+    #[test]
+    fn a_bundle_without_spec_and_a_spec_that_is_none_are_refused() {
+        let empty = tempfile::tempdir().unwrap();
+        let error = PodConfig::read(None, empty.path()).unwrap_err();
+        assert!(matches!(error, ConfigError::Nothing(_)), "{error}");
+        for text in ["", "no json", "[]", "3", r#"{"linux": 7}"#] {
+            let error = PodConfig::read(None, bundle_with(text).path()).unwrap_err();
+            assert_eq!(error.code(), Code::InvalidArgument, "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_spec_that_lists_no_network_namespace_means_the_nodes() {
+        let spec =
+            r#"{"ociVersion":"1.0.2","linux":{"namespaces":[{"type":"ipc"},{"type":"uts"}]}}"#;
+        let config = PodConfig::read(None, bundle_with(spec).path()).unwrap();
+        assert!(config.host_network && !config.own_uts);
+        assert_eq!((config.ipc, config.pid), (Scope::Pod, Scope::Container));
+        let config =
+            PodConfig::read(None, bundle_with(r#"{"ociVersion":"1.0.2"}"#).path()).unwrap();
+        assert!(!config.host_network && config.own_uts);
+    }
+
+    #[test]
+    fn cri_modes_become_scopes() {
+        let namespaces = cri::NamespaceOption { network: 2, pid: 1, ipc: 0, ..Default::default() };
+        let security = cri::LinuxSandboxSecurityContext {
+            namespace_options: Some(namespaces),
+            ..Default::default()
+        };
+        let linux =
+            cri::LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() };
+        let config = PodConfig::from_cri(&cri::PodSandboxConfig {
+            linux: Some(linux),
+            ..Default::default()
+        });
+        assert!(config.host_network && !config.own_uts);
+        assert_eq!((config.ipc, config.pid), (Scope::Pod, Scope::Container));
+        assert!(config.sysctls_with_defaults().is_empty());
+    }
+
+    #[test]
+    fn defaults_yield_to_what_the_pod_sets() {
+        let mut config = PodConfig::from_cri(&cri::PodSandboxConfig::default());
+        config.sysctls.insert("net.ipv4.ip_unprivileged_port_start".into(), "1000".into());
+        let all = config.sysctls_with_defaults();
+        assert_eq!(all["net.ipv4.ip_unprivileged_port_start"], "1000");
+        assert_eq!(all["net.ipv4.ping_group_range"], "0 2147483647");
+    }
+
+    #[test]
+    fn ports_and_bandwidth_reach_cni() {
+        let mut config = cri::PodSandboxConfig::default();
+        config.port_mappings.push(cri::PortMapping {
+            protocol: 1,
+            container_port: 53,
+            host_port: 5353,
+            host_ip: String::new(),
+        });
+        config.port_mappings.push(cri::PortMapping { container_port: 80, ..Default::default() });
+        config.annotations.insert("kubernetes.io/ingress-bandwidth".into(), "10M".into());
+        let capabilities = PodConfig::from_cri(&config).capabilities;
+        assert_eq!(capabilities["portMappings"].as_array().unwrap().len(), 1);
+        assert_eq!(capabilities["portMappings"][0]["protocol"], "udp");
+        assert_eq!(capabilities["bandwidth"]["ingressRate"], 10_000_000);
+    }
+
+    #[test]
+    fn quantities_are_read_as_kubernetes_writes_them() {
+        assert_eq!(quantity("1Ki"), Some(1024));
+        assert_eq!(quantity("1.5k"), Some(1500));
+        assert_eq!(quantity("ten"), None);
+        assert_eq!(quantity("-1"), None);
+    }
+}

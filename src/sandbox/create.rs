@@ -1,0 +1,148 @@
+//! CreateSandbox: reads what the client wants and opens the journal. Nothing is acquired yet.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::SystemTime,
+};
+
+use super::{Error, Pod, Sandbox, State, blocking, config::PodConfig};
+use crate::{
+    mounts::Mount,
+    network::netns,
+    options::{AnyValue, NetworkOwner},
+    teardown::journal::{About, Store},
+};
+
+/// What a client passes to CreateSandbox.
+#[derive(Clone, Debug, Default)]
+pub struct CreateRequest {
+    /// The sandbox's bundle.
+    pub bundle: PathBuf,
+    /// A root file system for the sandbox itself.
+    pub rootfs: Vec<Mount>,
+    /// The configuration; none means the spec in the bundle.
+    pub options: Option<AnyValue>,
+    /// The network namespace that the client made.
+    pub netns_path: Option<PathBuf>,
+    /// Annotations.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Where a pod's network comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Network {
+    /// It is the node's.
+    Host,
+    /// The client made the namespace and attaches it; the shim only joins.
+    Client(PathBuf),
+    /// The client made the namespace, the shim attaches it.
+    Attach(PathBuf),
+    /// The shim makes the namespace and attaches it.
+    Own,
+}
+
+impl Network {
+    fn decide(
+        owner: NetworkOwner,
+        config: &PodConfig,
+        given: Option<PathBuf>,
+    ) -> Result<Self, Error> {
+        let path = given.or_else(|| config.netns_path.clone());
+        if let (true, Some(path)) = (config.host_network, &path) {
+            let path = path.display();
+            return Err(Error::Invalid(format!(
+                "network namespace {path} given for a pod in the node's network"
+            )));
+        }
+        Ok(match (config.host_network, path, owner) {
+            (true, ..) | (false, None, NetworkOwner::Client) => Self::Host,
+            (false, None, _) => Self::Own,
+            (false, Some(path), NetworkOwner::Shim) => Self::Attach(path),
+            (false, Some(path), _) => Self::Client(path),
+        })
+    }
+}
+
+impl Sandbox {
+    /// Creates the sandbox. It holds nothing but its journal afterwards.
+    pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<(), Error> {
+        let _life = self.lifecycle.lock().await;
+        if self.is_created() {
+            return Err(Error::AlreadyExists);
+        }
+        if !request.rootfs.is_empty() {
+            // Nothing of a pod without pause container runs from a root file system of its own.
+            log::info!(
+                "sandbox {}: its {} root file system mounts are not needed",
+                self.id(),
+                request.rootfs.len()
+            );
+        }
+        let sandbox = Arc::clone(self);
+        let pod = blocking(move || sandbox.read_and_record(request)).await??;
+        *self.state() = State::Created(Arc::new(pod));
+        Ok(())
+    }
+
+    fn read_and_record(&self, request: CreateRequest) -> Result<Pod, Error> {
+        let options =
+            request.options.as_ref().map(|any| (any.type_url.as_str(), any.value.as_slice()));
+        let config = PodConfig::read(options, &request.bundle)?;
+        let given = request.netns_path.filter(|path| !path.as_os_str().is_empty());
+        let network = Network::decide(self.env.options.network.owner, &config, given)?;
+        if let Network::Client(path) | Network::Attach(path) = &network {
+            netns::check(path)?;
+        }
+        let created_at = SystemTime::now();
+        let about = About {
+            namespace: self.env.namespace.clone(),
+            id: self.env.id.clone(),
+            bundle: request.bundle.clone(),
+            grpc_address: self.env.grpc_address.clone(),
+            created_at,
+            run_dir: self.env.run_dir(),
+        };
+        let store = Store::create(&self.env.state_dir(), about)?;
+        Ok(Pod {
+            config,
+            network,
+            bundle: request.bundle,
+            annotations: request.annotations,
+            store: Arc::new(Mutex::new(store)),
+            created_at,
+            volumes: tokio::sync::Mutex::default(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_cri::v1::PodSandboxConfig;
+
+    use super::*;
+
+    fn pod(host_network: bool) -> PodConfig {
+        PodConfig { host_network, ..PodConfig::from_cri(&PodSandboxConfig::default()) }
+    }
+
+    #[test]
+    fn whoever_brings_the_namespace_owns_the_network() {
+        let path = || Some(PathBuf::from("/run/netns/x"));
+        let decide = |owner, host, given| Network::decide(owner, &pod(host), given).unwrap();
+        assert_eq!(
+            decide(NetworkOwner::Auto, false, path()),
+            Network::Client("/run/netns/x".into())
+        );
+        assert_eq!(decide(NetworkOwner::Auto, false, None), Network::Own);
+        assert_eq!(decide(NetworkOwner::Auto, true, None), Network::Host);
+        assert_eq!(decide(NetworkOwner::Client, false, None), Network::Host);
+        assert_eq!(decide(NetworkOwner::Shim, false, None), Network::Own);
+        assert_eq!(
+            decide(NetworkOwner::Shim, false, path()),
+            Network::Attach("/run/netns/x".into())
+        );
+        assert!(Network::decide(NetworkOwner::Auto, &pod(true), path()).is_err());
+    }
+}

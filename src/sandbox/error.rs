@@ -1,0 +1,94 @@
+//! What can go wrong with a sandbox.
+
+use thiserror::Error;
+
+use super::{config::ConfigError, keeper::KeeperError};
+use crate::{
+    error::{Code, Coded},
+    network, options,
+    teardown::{Step, TeardownError, journal::JournalError},
+};
+
+/// A sandbox could not do what it was asked. The caller adds the verb and the sandbox's id.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// It exists already.
+    #[error("it exists already")]
+    AlreadyExists,
+    /// It is not in a state for this.
+    #[error("{0}")]
+    Precondition(String),
+    /// There is no such sandbox here.
+    #[error("not found")]
+    NotFound,
+    /// The request is wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// The configuration is wrong.
+    #[error("configuration: {0}")]
+    Config(#[from] ConfigError),
+    /// The options are wrong.
+    #[error(transparent)]
+    Options(#[from] options::Error),
+    /// The journal could not be kept.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The namespaces could not be made.
+    #[error("namespaces: {0}")]
+    Keeper(#[from] KeeperError),
+    /// The network namespace could not be made or used.
+    #[error("network namespace: {0}")]
+    Netns(#[from] network::netns::Error),
+    /// The pod could not be attached to its networks.
+    #[error("network: {0}")]
+    Network(#[from] network::Error),
+    /// The pod's files or mounts could not be made.
+    #[error("{0}")]
+    Mounts(#[from] crate::mounts::Error),
+    /// containerd refused or did not answer.
+    #[error("{0}")]
+    Containerd(#[from] crate::containerd::Error),
+    /// The pod's cgroup could not be made.
+    #[error("cgroup: {0}")]
+    Cgroup(#[from] crate::cgroup::Error),
+    /// The teardown failed.
+    #[error(transparent)]
+    Teardown(#[from] TeardownError),
+    /// The teardown goes on; the caller's time is over.
+    #[error("still at step {} after {seconds:.1} s; the teardown goes on", step.map_or("start", Step::name))]
+    StillStopping {
+        /// The step that is under way.
+        step: Option<Step>,
+        /// How long the caller waited.
+        seconds: f64,
+    },
+    /// Containers could not be deleted.
+    #[error("containers: {0}")]
+    Containers(String),
+    /// A fault of Mooring's own.
+    #[error("internal: {0}")]
+    Internal(String),
+}
+
+impl Coded for Error {
+    fn code(&self) -> Code {
+        match self {
+            Self::AlreadyExists => Code::AlreadyExists,
+            Self::Precondition(_) => Code::FailedPrecondition,
+            Self::NotFound => Code::NotFound,
+            Self::Invalid(_) => Code::InvalidArgument,
+            Self::Config(error) => error.code(),
+            Self::Options(error) => error.code(),
+            Self::Journal(error) => error.code(),
+            Self::Keeper(error) => error.code(),
+            Self::Netns(error) => error.code(),
+            Self::Network(error) => error.code(),
+            Self::Mounts(error) => error.code(),
+            Self::Containerd(error) => error.code(),
+            Self::Cgroup(error) => error.code(),
+            Self::Teardown(error) => error.code(),
+            Self::StillStopping { .. } => Code::DeadlineExceeded,
+            Self::Containers(_) | Self::Internal(_) => Code::Unknown,
+        }
+    }
+}

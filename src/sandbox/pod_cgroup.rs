@@ -1,0 +1,117 @@
+//! The pod's cgroups: the parent of its containers', which must exist from the start on, and the holder's own.
+
+use std::{fs, io, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cgroup::{Cgroup, Created, Error, Hierarchies, from_systemd},
+    resource::Released,
+};
+
+/// A cgroup that the pod needs. Only what was made for it is removed again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodCgroupRecord {
+    /// The folders that were missing.
+    pub created: Created,
+}
+
+/// The path of a pod's parent cgroup below the hierarchies' roots; CRI writes a path or `slice:prefix:name`.
+pub(super) fn parent_path(parent: &str) -> Result<String, Error> {
+    if parent.contains(':') { from_systemd(parent) } else { Ok(parent.to_owned()) }
+}
+
+/// What acquiring the group at `path` is going to make.
+pub(super) fn plan(path: &str) -> Result<PodCgroupRecord, Error> {
+    let group = Hierarchies::read()?.group(path)?;
+    let mut folders: Vec<PathBuf> = Vec::new();
+    for folder in group.folders() {
+        let missing: Vec<PathBuf> =
+            folder.ancestors().take_while(|path| !path.exists()).map(PathBuf::from).collect();
+        folders.extend(missing.into_iter().rev());
+    }
+    Ok(PodCgroupRecord { created: Created { folders } })
+}
+
+/// Makes the group at `path` where it is missing.
+pub(super) fn acquire(path: &str) -> Result<(Cgroup, PodCgroupRecord), Error> {
+    let group = Hierarchies::read()?.group(path)?;
+    let created = group.ensure()?;
+    Ok((group, PodCgroupRecord { created }))
+}
+
+/// Moves process `pid` into `group`.
+pub(super) fn join(group: &Cgroup, pid: u32) -> Result<(), Error> {
+    for folder in group.folders() {
+        let path = folder.join("cgroup.procs");
+        fs::write(&path, pid.to_string()).map_err(|source| Error::File {
+            deed: "write",
+            path,
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// Removes what was made, as far as nobody uses it. A group with groups below it is kept: the containers' own are
+/// removed with their tasks, and then this is repeated. Blocks for a moment where processes are just leaving.
+pub(super) fn release(record: &PodCgroupRecord) -> Result<Released, Error> {
+    let mut found = Released::AlreadyGone;
+    for folder in record.created.folders.iter().rev() {
+        for attempt in 0..6 {
+            match fs::remove_dir(folder) {
+                Ok(()) => found = Released::Done,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    // A dead process leaves its group a moment after its exit was seen; a child group stays.
+                    if attempt < 5 && !has_children(folder) {
+                        std::thread::sleep(Duration::from_millis(1 << attempt));
+                        continue;
+                    }
+                }
+                Err(source) => {
+                    return Err(Error::File {
+                        deed: "remove cgroup",
+                        path: folder.clone(),
+                        source,
+                    });
+                }
+            }
+            break;
+        }
+    }
+    Ok(found)
+}
+
+fn has_children(folder: &std::path::Path) -> bool {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plan_names_what_is_made_and_release_removes_it() {
+        let path = format!("/mooring-pod-{}/inner", std::process::id());
+        let planned = plan(&path).unwrap();
+        let (group, record) = acquire(&path).unwrap();
+        assert_eq!(planned, record);
+        assert!(group.folders().iter().all(|folder| folder.exists()));
+        assert_eq!(plan(&path).unwrap(), PodCgroupRecord::default());
+        assert_eq!(release(&record).unwrap(), Released::Done);
+        assert_eq!(release(&record).unwrap(), Released::AlreadyGone);
+        assert!(group.folders().iter().all(|folder| !folder.parent().unwrap().exists()));
+    }
+
+    #[test]
+    fn a_group_that_is_in_use_below_is_kept() {
+        let path = format!("/mooring-pod-used-{}", std::process::id());
+        let (_, outer) = acquire(&path).unwrap();
+        let (_, inner) = acquire(&format!("{path}/container")).unwrap();
+        assert_eq!(release(&outer).unwrap(), Released::AlreadyGone);
+        assert_eq!(release(&inner).unwrap(), Released::Done);
+        assert_eq!(release(&outer).unwrap(), Released::Done);
+    }
+}

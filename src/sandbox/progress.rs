@@ -1,0 +1,67 @@
+//! How far the teardown is, for the verbose status.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use serde_json::{Value, json};
+
+use crate::teardown::{Observer, Outcome, Step, StepReport};
+
+#[derive(Default)]
+struct Seen {
+    current: Option<(Step, Instant)>,
+    ended: Vec<StepReport>,
+}
+
+/// Remembers the steps of the last teardown.
+#[derive(Default)]
+pub(super) struct Progress(Mutex<Seen>);
+
+impl Progress {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The step that is under way.
+    pub(super) fn current(&self) -> Option<Step> {
+        self.seen().current.map(|(step, _)| step)
+    }
+
+    /// What an operator wants to see of it.
+    pub(super) fn to_json(&self) -> Value {
+        let seen = self.seen();
+        let steps: Vec<Value> = seen
+            .ended
+            .iter()
+            .map(|report| {
+                let (outcome, error) = match &report.outcome {
+                    Outcome::Done => ("done", None),
+                    Outcome::AlreadyGone => ("already_gone", None),
+                    Outcome::Warned(error) => ("warned", Some(error)),
+                    Outcome::Failed(error) => ("failed", Some(error)),
+                };
+                json!({"step": report.step, "outcome": outcome, "ms": report.took.as_secs_f64() * 1e3, "error": error})
+            })
+            .collect();
+        let current = seen
+            .current
+            .map(|(step, since)| json!({"step": step, "ms": since.elapsed().as_secs_f64() * 1e3}));
+        json!({"current": current, "steps": steps})
+    }
+}
+
+impl Observer for Progress {
+    fn begun(&self, step: Step) {
+        self.seen().current = Some((step, Instant::now()));
+    }
+
+    fn ended(&self, report: StepReport) {
+        let mut seen = self.seen();
+        seen.current = None;
+        // A repeated step replaces its earlier report: a retried stop does not grow without end.
+        seen.ended.retain(|earlier| earlier.step != report.step);
+        seen.ended.push(report);
+    }
+}

@@ -1,0 +1,46 @@
+//! ShutdownSandbox: what is left after the stop goes too, down to the journal.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use super::{Error, Sandbox, State, blocking};
+
+/// How long a shutdown waits for a teardown that its client did not ask for.
+const STOP: Duration = Duration::from_mins(1);
+
+impl Sandbox {
+    /// Removes everything of the sandbox; the shim may end afterwards. An error leaves the journal, so that the
+    /// call can be repeated.
+    pub async fn shutdown(self: &Arc<Self>) -> Result<(), Error> {
+        self.stop(Some(STOP)).await?;
+        if let Some(tasks) = self.tasks.get() {
+            tasks.clear().await.map_err(Error::Containers)?;
+        }
+        let _life = self.lifecycle.lock().await;
+        let pod = self.state().pod().cloned();
+        if let Some(pod) = pod {
+            let run_dir = self.env.run_dir();
+            let state_dir = self.env.state_dir();
+            blocking(move || {
+                // The journal goes last: until then a crash can be cleaned up after.
+                remove_run_dir(&run_dir);
+                let _store = pod.store.lock().unwrap_or_else(PoisonError::into_inner);
+                crate::teardown::journal::remove_folder(&state_dir)
+            })
+            .await??;
+        }
+        *self.state() = State::Empty;
+        Ok(())
+    }
+}
+
+/// Removes the folder of the pod's files, which the teardown has emptied, and its parent with the last of them.
+pub(super) fn remove_run_dir(run_dir: &std::path::Path) {
+    if std::fs::remove_dir(run_dir).is_ok()
+        && let Some(parent) = run_dir.parent()
+    {
+        let _ = std::fs::remove_dir(parent);
+    }
+}

@@ -1,0 +1,92 @@
+//! What a pod gives to each of its containers' specs: its namespaces, its files, its image volumes.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::{Error, Pod, Sandbox, State, blocking, config::Scope};
+use crate::{
+    id::Id,
+    mounts::{files::FilesRecord, label, shm::ShmRecord, spec},
+};
+
+impl Sandbox {
+    /// Completes the spec of a container that is about to be created. Says whether it changed.
+    pub async fn prepare(&self, container: &Id, document: &mut Value) -> Result<bool, Error> {
+        let (pod, pid) = match &*self.state() {
+            State::Ready { pod, pid, .. } => (std::sync::Arc::clone(pod), *pid),
+            _ => {
+                return Err(Error::Precondition(format!(
+                    "container {:?} wants into a sandbox that is not ready",
+                    container.as_str()
+                )));
+            }
+        };
+        let before = document.clone();
+        join_namespaces(document, &pod, pid);
+        let files = FilesRecord::in_dir(&self.env.run_dir());
+        let shm = (pod.config.ipc == Scope::Pod).then(|| ShmRecord::in_dir(&self.env.run_dir()));
+        let added = spec::add_pod_files(document, &spec::PodFiles::of(&files, shm.as_ref()))?;
+        if let Some(wanted) = label::mount_label(document)
+            && label::is_enabled()
+        {
+            let wanted = wanted.to_owned();
+            let own: Vec<PathBuf> = added
+                .into_iter()
+                .filter(|path| path.as_path() != Path::new(spec::NODE_SHM))
+                .collect();
+            blocking(move || label::relabel(&own, &wanted)).await??;
+        }
+        Ok(*document != before)
+    }
+}
+
+/// Lets a spec that names no namespaces of the pod join them. CRI's specs name them by path already; other clients
+/// ask for new ones, and in a sandbox that means the sandbox's.
+fn join_namespaces(document: &mut Value, pod: &Pod, pid: u32) {
+    let Some(namespaces) = document.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut)
+    else {
+        return;
+    };
+    let mut shared = vec![("network", "net"), ("uts", "uts")];
+    if pod.config.ipc != Scope::Container {
+        shared.push(("ipc", "ipc"));
+    }
+    // A CRI client says by the path whether a container shares the pod's PID namespace.
+    if pod.config.name.is_empty() && pod.config.pid == Scope::Pod {
+        shared.push(("pid", "pid"));
+    }
+    if pod.config.user.is_some() {
+        shared.push(("user", "user"));
+    }
+    let mut joined_uts = false;
+    for namespace in namespaces.iter_mut() {
+        let text =
+            |key: &str| namespace.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let (kind, path) = (text("type"), text("path"));
+        if let Some((_, file)) = shared.iter().find(|(name, _)| *name == kind)
+            && path.is_empty()
+        {
+            *namespace = json!({"type": kind, "path": format!("/proc/{pid}/ns/{file}")});
+            joined_uts |= kind == "uts";
+        }
+    }
+    if let Some((uids, gids)) = &pod.config.user {
+        if !namespaces.iter().any(|namespace| namespace.get("type") == Some(&json!("user"))) {
+            namespaces.push(json!({"type": "user", "path": format!("/proc/{pid}/ns/user")}));
+        }
+        let map = |all: &[super::config::IdMapping]| -> Value {
+            all.iter()
+                .map(|m| json!({"containerID": m.container_id, "hostID": m.host_id, "size": m.length}))
+                .collect()
+        };
+        if let Some(linux) = document.pointer_mut("/linux").and_then(Value::as_object_mut) {
+            linux.entry("uidMappings").or_insert_with(|| map(uids));
+            linux.entry("gidMappings").or_insert_with(|| map(gids));
+        }
+    }
+    if joined_uts && let Some(spec) = document.as_object_mut() {
+        // The runtime would set it in the pod's namespace, for all containers.
+        spec.remove("hostname");
+    }
+}

@@ -1,0 +1,312 @@
+//! StartSandbox: the list of acquisitions. Whatever fails, the plan takes back what was acquired.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use super::{
+    Error, Pod, Sandbox, State, blocking,
+    config::Scope,
+    create::Network,
+    keeper::{Keeper, KeeperRecord, Net, User, Wanted},
+    pod_cgroup,
+};
+use crate::{
+    cgroup::Cgroup,
+    mounts::{files, kernel::System, shm},
+    network::{self, netns},
+    teardown::journal::{JournalError, Resource, Store},
+};
+
+/// A started sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// The number under /proc whose namespaces are the pod's.
+    pub pid: u32,
+    /// When the sandbox was created.
+    pub created_at: SystemTime,
+}
+
+impl Sandbox {
+    /// Starts the sandbox: cgroup, files, /dev/shm, namespaces, network.
+    pub async fn start(self: &Arc<Self>) -> Result<Started, Error> {
+        let _life = self.lifecycle.lock().await;
+        let pod = match &*self.state() {
+            State::Created(pod) => Arc::clone(pod),
+            State::Empty => return Err(Error::NotFound),
+            State::Ready { .. } => return Err(Error::Precondition("it is started already".into())),
+            State::Down { .. } | State::Stopped { .. } => {
+                return Err(Error::Precondition("it has been stopped".into()));
+            }
+        };
+        match self.bring_up(&pod).await {
+            Ok(keeper) => {
+                let pid = keeper.pid();
+                self.watch(&keeper);
+                *self.state() = State::Ready { pod: Arc::clone(&pod), pid, keeper: Some(keeper) };
+                Ok(Started { pid, created_at: pod.created_at })
+            }
+            Err(error) => {
+                self.door.close();
+                *self.state() = State::Down { pod: Arc::clone(&pod), pid: 0 };
+                if let Err(left) = self.take_down(&pod).await {
+                    log::error!("sandbox {}: taking back a failed start: {left}", self.id());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn bring_up(&self, pod: &Arc<Pod>) -> Result<Keeper, Error> {
+        self.still_wanted()?;
+        let (id, run_dir) = (self.id().clone(), self.env.run_dir());
+        let local = Arc::clone(pod);
+        let needs_process = wanted(pod, Net::Host).needs_process();
+        let own_path = netns::path_for(netns::DEFAULT_DIR.as_ref(), &self.env.namespace, &id);
+        let at = own_path.clone();
+        let made = blocking(move || local.acquire_local(&run_dir, needs_process, &at));
+        let net = made.await??;
+        self.still_wanted()?;
+
+        let mut wanted = wanted(pod, net);
+        let inside_user = wanted.net == Net::New;
+        if inside_user && pod.config.user.is_none() {
+            wanted.net = Net::Host;
+        }
+        let kind = if wanted.needs_process() {
+            KeeperRecord::Holder { identity: None }
+        } else {
+            KeeperRecord::Thread
+        };
+        let entry = pod.intend(Resource::Keeper(kind)).await?;
+        let keeper = Keeper::start(wanted, &self.env.reaper, self.env.holder).await?;
+        let finished = self.finish(pod, &keeper, entry, inside_user, own_path).await;
+        match finished {
+            Ok(()) => Ok(keeper),
+            Err(error) => {
+                // The plan's own step finds nothing any more; the keeper is known only here.
+                keeper.end().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// What needs the keeper to be there: its record, its cgroup, and the network.
+    async fn finish(
+        &self,
+        pod: &Arc<Pod>,
+        keeper: &Keeper,
+        entry: usize,
+        pin: bool,
+        own_path: PathBuf,
+    ) -> Result<(), Error> {
+        pod.held(entry, Resource::Keeper(keeper.record())).await?;
+        self.still_wanted()?;
+        if let Keeper::Holder(_) = keeper {
+            self.settle_holder(pod, keeper.pid()).await?;
+        }
+        if pin {
+            let source = format!("/proc/{}/ns/net", keeper.pid());
+            let local = Arc::clone(pod);
+            let path = own_path.clone();
+            blocking(move || -> Result<(), Error> {
+                let store = &local.store;
+                let record = netns::NetnsRecord { path: path.clone() };
+                let entry = with(store, |s| s.intend(Resource::Netns(record)))?;
+                let namespace = netns::open(source.as_ref())?;
+                let record = netns::pin(&path, std::os::fd::AsFd::as_fd(&namespace))?;
+                with(store, |s| s.held(entry, Resource::Netns(record)))?;
+                Ok(())
+            })
+            .await??;
+        }
+        match &pod.network {
+            Network::Own => self.attach(pod, own_path).await,
+            Network::Attach(path) => self.attach(pod, path.clone()).await,
+            Network::Host | Network::Client(_) => Ok(()),
+        }
+    }
+
+    /// The holder belongs in the pod's cgroup, and is the last that the kernel should kill for memory.
+    async fn settle_holder(&self, pod: &Arc<Pod>, pid: u32) -> Result<(), Error> {
+        let (id, parent) = (self.id().clone(), pod.config.cgroup_parent.clone());
+        let local = Arc::clone(pod);
+        blocking(move || -> Result<(), Error> {
+            if !parent.is_empty() {
+                let path = format!("{}/{id}", pod_cgroup::parent_path(&parent)?);
+                let group = local.acquire_cgroup(&path)?;
+                group.set_shares(2)?;
+                pod_cgroup::join(&group, pid)?;
+            }
+            if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "-998") {
+                log::warn!("sandbox {id}: set oom_score_adj of the holder: {error}");
+            }
+            Ok(())
+        })
+        .await?
+    }
+
+    async fn attach(&self, pod: &Arc<Pod>, path: PathBuf) -> Result<(), Error> {
+        self.still_wanted()?;
+        let settings = network::Settings::from(&self.env.options.network);
+        let config = &pod.config;
+        let mut capabilities = config.capabilities.clone();
+        if let Some(value) = pod.annotations.get(super::config::PORT_MAPPINGS_ANNOTATION)
+            && let Ok(value) = serde_json::from_str(value)
+        {
+            capabilities.entry("portMappings").or_insert(value);
+        }
+        let args = network::kubernetes_args(
+            &config.namespace,
+            &config.name,
+            &config.uid,
+            self.id().as_str(),
+        );
+        let request = network::AttachRequest {
+            container_id: self.id().to_string(),
+            netns: path,
+            args: if config.name.is_empty() {
+                vec![("IgnoreUnknown".into(), "1".into())]
+            } else {
+                args
+            },
+            capabilities,
+        };
+        let mut record = blocking(move || network::plan(&settings, request)).await??;
+        let entry = pod.intend(Resource::Network(Box::new(record.clone()))).await?;
+        let attached = network::attach(&*self.env.plugins, &mut record, None).await;
+        match attached {
+            Ok(_) => pod.held(entry, Resource::Network(Box::new(record))).await,
+            Err(error) => {
+                pod.update(entry, Resource::Network(Box::new(record))).await?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// A stop that came meanwhile ends the start at its next step.
+    fn still_wanted(&self) -> Result<(), Error> {
+        if self.door.is_closed() {
+            return Err(Error::Precondition("the sandbox is being stopped".into()));
+        }
+        Ok(())
+    }
+
+    /// A holder that ends by itself ends the sandbox.
+    fn watch(self: &Arc<Self>, keeper: &Keeper) {
+        let Some(mut exited) = keeper.exited() else { return };
+        let sandbox = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let exit = exited.wait().await;
+            let Some(sandbox) = sandbox.upgrade() else { return };
+            let mut state = sandbox.state();
+            if let State::Ready { pod, pid, .. } = &*state {
+                log::warn!(
+                    "sandbox {}: its holder ended with status {}",
+                    sandbox.id(),
+                    exit.status
+                );
+                *state = State::Down { pod: Arc::clone(pod), pid: *pid };
+            }
+            drop(state);
+            sandbox.ended(exit.status.unsigned_abs());
+        });
+    }
+}
+
+impl Pod {
+    /// Acquires what needs no other process: cgroup, files, /dev/shm, network namespace. Blocks.
+    fn acquire_local(
+        &self,
+        run_dir: &std::path::Path,
+        needs_process: bool,
+        own_path: &std::path::Path,
+    ) -> Result<Net, Error> {
+        let store = &self.store;
+        if !self.config.cgroup_parent.is_empty() {
+            self.acquire_cgroup(&pod_cgroup::parent_path(&self.config.cgroup_parent)?)?;
+        }
+        let request = files::FilesRequest {
+            hostname: self.config.hostname.clone(),
+            dns: self.config.dns.clone(),
+        };
+        let entry =
+            with(store, |s| s.intend(Resource::Files(files::FilesRecord::in_dir(run_dir))))?;
+        let record = files::acquire(run_dir, &request)?;
+        with(store, |s| s.held(entry, Resource::Files(record)))?;
+        if self.config.ipc == Scope::Pod {
+            let planned = shm::ShmRecord::in_dir(run_dir);
+            let entry = with(store, |s| s.intend(Resource::Shm(planned)))?;
+            let record = shm::acquire(&System, run_dir, self.config.shm_size)?;
+            with(store, |s| s.held(entry, Resource::Shm(record)))?;
+        }
+        Ok(match &self.network {
+            Network::Host => Net::Host,
+            Network::Client(path) | Network::Attach(path) => Net::Join(path.clone()),
+            // Its owner must be the pod's user namespace: made inside, pinned afterwards.
+            Network::Own if needs_process && self.config.user.is_some() => Net::New,
+            Network::Own => {
+                let planned = netns::NetnsRecord { path: own_path.to_owned() };
+                let entry = with(store, |s| s.intend(Resource::Netns(planned)))?;
+                let record = netns::acquire(own_path)?;
+                with(store, |s| s.held(entry, Resource::Netns(record)))?;
+                Net::Join(own_path.to_owned())
+            }
+        })
+    }
+
+    fn acquire_cgroup(&self, path: &str) -> Result<Cgroup, Error> {
+        let planned = pod_cgroup::plan(path)?;
+        let entry = with(&self.store, |s| s.intend(Resource::Cgroup(planned)))?;
+        let (group, record) = pod_cgroup::acquire(path)?;
+        with(&self.store, |s| s.held(entry, Resource::Cgroup(record)))?;
+        Ok(group)
+    }
+
+    pub(super) async fn intend(&self, resource: Resource) -> Result<usize, Error> {
+        let store = Arc::clone(&self.store);
+        Ok(blocking(move || with(&store, |s| s.intend(resource))).await??)
+    }
+
+    pub(super) async fn held(&self, entry: usize, resource: Resource) -> Result<(), Error> {
+        let store = Arc::clone(&self.store);
+        Ok(blocking(move || with(&store, |s| s.held(entry, resource))).await??)
+    }
+
+    async fn update(&self, entry: usize, resource: Resource) -> Result<(), Error> {
+        let store = Arc::clone(&self.store);
+        Ok(blocking(move || with(&store, |s| s.update(entry, resource))).await??)
+    }
+}
+
+fn with<T>(
+    store: &Mutex<Store>,
+    change: impl FnOnce(&mut Store) -> Result<T, JournalError>,
+) -> Result<T, JournalError> {
+    change(&mut store.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// What a pod's keeper is to hold.
+fn wanted(pod: &Pod, net: Net) -> Wanted {
+    let config = &pod.config;
+    let user = match (&config.user, &net) {
+        (None, _) => User::Host,
+        (Some(_), Net::Join(_)) => User::OwnerOfNet,
+        (Some((uids, gids)), _) => User::New { uids: uids.clone(), gids: gids.clone() },
+    };
+    let uts = config.own_uts.then(|| config.hostname.clone().unwrap_or_else(node_name));
+    Wanted {
+        net,
+        user,
+        ipc: config.ipc == Scope::Pod,
+        uts,
+        shared_pid: config.pid == Scope::Pod,
+        sysctls: config.sysctls_with_defaults(),
+    }
+}
+
+fn node_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+}

@@ -1,0 +1,94 @@
+//! SandboxStatus: what the sandbox is, and in words what it is doing.
+
+use std::{collections::BTreeMap, sync::PoisonError, time::SystemTime};
+
+use serde_json::json;
+
+use super::{Error, Sandbox, State, create::Network};
+use crate::{network::netns, teardown::journal::Resource};
+
+/// The state of a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The number under /proc that stands for the pod.
+    pub pid: u32,
+    /// Whether it takes containers.
+    pub ready: bool,
+    /// When it was created.
+    pub created_at: SystemTime,
+    /// When it ended.
+    pub exited_at: Option<SystemTime>,
+    /// In a verbose status: a JSON object under `info`.
+    pub info: BTreeMap<String, String>,
+}
+
+impl Sandbox {
+    /// The sandbox's state. `verbose` adds what an operator looks for, as JSON.
+    pub fn status(&self, verbose: bool) -> Result<Status, Error> {
+        let state = self.state();
+        let pod = state.pod().cloned().ok_or(Error::NotFound)?;
+        let (pid, ready) =
+            (state.pid(), matches!(*state, State::Ready { .. }) && !self.door.is_closed());
+        let word = match &*state {
+            State::Empty | State::Created(_) => "created",
+            State::Ready { .. } => "running",
+            State::Down { .. } => "stopping",
+            State::Stopped { .. } => "deleted",
+        };
+        drop(state);
+        let exited_at = self.exit.borrow().map(|exit| exit.at);
+        let mut info = BTreeMap::new();
+        if verbose {
+            let netns = match &pod.network {
+                Network::Host => None,
+                Network::Client(path) | Network::Attach(path) => Some(path.clone()),
+                Network::Own => {
+                    let store = pod.store.lock().unwrap_or_else(PoisonError::into_inner);
+                    store.journal().entries.iter().find_map(|entry| match &entry.resource {
+                        Resource::Netns(record) => Some(record.path.clone()),
+                        _ => None,
+                    })
+                }
+            };
+            let attachment = {
+                let store = pod.store.lock().unwrap_or_else(PoisonError::into_inner);
+                store.journal().entries.iter().find_map(|entry| match &entry.resource {
+                    Resource::Network(record) => serde_json::to_value(&record.networks).ok(),
+                    _ => None,
+                })
+            };
+            let document = json!({
+                "pid": pid,
+                "processStatus": word,
+                "netNamespaceClosed": netns.as_deref().is_some_and(|path| !netns::is_open(path)),
+                "netNamespacePath": netns,
+                "image": "",
+                "snapshotKey": "",
+                "snapshotter": "",
+                "runtimeType": "io.containerd.mooring.v1",
+                "config": pod.config.original,
+                "runtimeSpec": null,
+                "annotations": pod.annotations,
+                "bundle": pod.bundle,
+                "networks": attachment,
+                "teardown": self.progress.to_json(),
+            });
+            info.insert("info".to_owned(), document.to_string());
+        }
+        Ok(Status { pid, ready, created_at: pod.created_at, exited_at, info })
+    }
+
+    /// Whether the sandbox is there and has not ended.
+    pub fn ping(&self) -> Result<(), Error> {
+        match *self.state() {
+            State::Empty => Err(Error::NotFound),
+            _ => Ok(()),
+        }
+    }
+
+    /// The cgroup that the pod's metrics are read from, as its client named it; empty where it named none.
+    pub fn cgroup_parent(&self) -> Result<String, Error> {
+        let state = self.state();
+        Ok(state.pod().ok_or(Error::NotFound)?.config.cgroup_parent.clone())
+    }
+}

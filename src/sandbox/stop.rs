@@ -1,0 +1,92 @@
+//! StopSandbox: one teardown for all callers; it goes on when they leave.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::Instant};
+
+use super::{Error, Pod, Sandbox, State, work::Live};
+use crate::teardown::{Executor, TeardownError};
+
+/// A teardown under way; callers join it.
+pub(super) type Run = watch::Receiver<Option<Result<(), TeardownError>>>;
+
+impl Sandbox {
+    /// Stops the sandbox and leaves nothing of it but its tasks' remains, which are their client's.
+    ///
+    /// A stopped or unknown sandbox is success. With a `timeout` the call ends after it, and the teardown goes on.
+    pub async fn stop(self: &Arc<Self>, timeout: Option<Duration>) -> Result<(), Error> {
+        let begun = Instant::now();
+        let Some(mut run) = self.join_or_begin() else { return Ok(()) };
+        let ended = run.wait_for(Option::is_some);
+        let ended = match timeout {
+            Some(timeout) => tokio::time::timeout(timeout, ended).await.ok(),
+            None => Some(ended.await),
+        };
+        match ended {
+            Some(Ok(result)) => result.clone().unwrap_or(Ok(())).map_err(Error::from),
+            Some(Err(_)) => Err(Error::Internal("the teardown was lost".into())),
+            None => Err(Error::StillStopping {
+                step: self.progress.current(),
+                seconds: begun.elapsed().as_secs_f64(),
+            }),
+        }
+    }
+
+    /// The teardown under way, or a new one; nothing where there is nothing to take down.
+    fn join_or_begin(self: &Arc<Self>) -> Option<Run> {
+        let mut teardown = self.teardown.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(run) = &*teardown
+            && run.borrow().is_none()
+        {
+            return Some(run.clone());
+        }
+        if matches!(*self.state(), State::Empty | State::Stopped { .. }) {
+            return None;
+        }
+        self.door.close();
+        let (done, run) = watch::channel(None);
+        let sandbox = Arc::clone(self);
+        tokio::spawn(async move {
+            // A start under way sees the closed door at its next step, and takes itself back.
+            let _life = sandbox.lifecycle.lock().await;
+            let pod = sandbox.state().pod().cloned();
+            let result = match pod {
+                Some(pod) => sandbox.take_down(&pod).await,
+                None => Ok(()),
+            };
+            if let Err(error) = &result {
+                log::error!("stop sandbox {:?}: {error}", sandbox.id().as_str());
+            }
+            done.send_replace(Some(result));
+        });
+        *teardown = Some(run.clone());
+        Some(run)
+    }
+
+    /// Runs the plan from where the journal stands. The lifecycle lock is held by the caller.
+    pub(super) async fn take_down(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<(), TeardownError> {
+        if matches!(*self.state(), State::Stopped { .. }) {
+            return Ok(());
+        }
+        let work = Live { sandbox: self };
+        let executor = Executor {
+            sandbox: self.id(),
+            store: Arc::clone(&pod.store),
+            work: &work,
+            observer: &*self.progress,
+        };
+        let result = executor.run().await;
+        // The connection costs memory, and whatever asks next may find another containerd.
+        self.env.containerd.disconnect().await;
+        if result.is_ok() {
+            let mut state = self.state();
+            *state = State::Stopped { pod: Arc::clone(pod), pid: state.pid() };
+            drop(state);
+            self.ended(0);
+        }
+        result
+    }
+}

@@ -1,0 +1,256 @@
+//! The deeds behind the plan: how each of a sandbox's resources is released, for the running shim and without it.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::{task::JoinSet, time::Instant};
+
+use super::{Error, PodTasks, Sandbox, State, keeper, pod_cgroup};
+use crate::{
+    containerd::{Containerd, lease},
+    error::{Code, Coded},
+    id::Id,
+    mounts::{files, kernel::System, shm},
+    network::{self, CniPlugins, netns},
+    resource::Released,
+    teardown::{
+        Step, Work, WorkError,
+        journal::{self, Resource},
+    },
+};
+
+const SIGKILL: u32 = 9;
+/// The runtime type of all containers of a sandbox of ours.
+const RUNTIME: &str = "io.containerd.mooring.v1";
+/// How often a kill is repeated when its connection was closed, and the first pause between.
+const RETRIES: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The teardown of a sandbox whose shim is this process.
+pub(super) struct Live<'a> {
+    pub(super) sandbox: &'a Arc<Sandbox>,
+}
+
+#[async_trait]
+impl Work for Live<'_> {
+    async fn act(&self, step: Step, deadline: Instant) -> Result<(), WorkError> {
+        match step {
+            Step::Door => {
+                self.sandbox.door.close();
+                let quiet = tokio::time::timeout_at(deadline, self.sandbox.door.quiet()).await;
+                quiet.map_err(|_| WorkError {
+                    code: Code::DeadlineExceeded,
+                    message: "a container's creation is still under way".into(),
+                })
+            }
+            Step::Containers => self.stop_containers(deadline).await,
+            // The notification itself is not built; the seam is here, and a failure of it would only be logged.
+            _ => Ok(()),
+        }
+    }
+
+    async fn release(
+        &self,
+        resource: &Resource,
+        state: journal::State,
+        deadline: Instant,
+    ) -> Result<Released, WorkError> {
+        if let Resource::Keeper(_) = resource
+            && let Some(keeper) = self.take_keeper()
+        {
+            keeper.end().await;
+            return Ok(Released::Done);
+        }
+        let env = &self.sandbox.env;
+        release(resource, state, &env.containerd, &*env.plugins, deadline).await
+    }
+}
+
+impl Live<'_> {
+    fn take_keeper(&self) -> Option<keeper::Keeper> {
+        let mut state = self.sandbox.state();
+        if let State::Ready { pod, pid, keeper } = &mut *state {
+            let taken = keeper.take();
+            *state = State::Down { pod: Arc::clone(pod), pid: *pid };
+            return taken;
+        }
+        None
+    }
+
+    /// Stops every container: those that containerd's records say are the sandbox's, and those of the shim.
+    async fn stop_containers(&self, deadline: Instant) -> Result<(), WorkError> {
+        let Some(tasks) = self.sandbox.tasks.get() else { return Ok(()) };
+        let env = &self.sandbox.env;
+        let patience = (Instant::now() + env.options.deadlines.containerd).min(deadline);
+        let listed = tokio::time::timeout_at(
+            patience,
+            env.containerd.containers_of(&env.id, Some(RUNTIME), patience),
+        )
+        .await;
+        let (listed, answers) = match listed {
+            Ok(Ok(listed)) => (listed, true),
+            Ok(Err(error)) => {
+                log::warn!(
+                    "sandbox {}: {error}; stopping its containers without containerd",
+                    env.id
+                );
+                (vec![], false)
+            }
+            Err(_) => {
+                log::warn!(
+                    "sandbox {}: containerd is silent; stopping its containers without it",
+                    env.id
+                );
+                (vec![], false)
+            }
+        };
+        let mut stops = JoinSet::new();
+        let mut all = tasks.ids();
+        for id in listed {
+            if !all.contains(&id) {
+                all.push(id);
+            }
+        }
+        for container in all {
+            let stop = StopOne {
+                tasks: Arc::clone(tasks),
+                containerd: Arc::clone(&env.containerd),
+                container,
+                answers,
+                patience,
+            };
+            stops.spawn(tokio::time::timeout_at(deadline, async move {
+                let result = stop.run().await;
+                result.map_err(|error| format!("container {:?}: {error}", stop.container.as_str()))
+            }));
+        }
+        let mut failures = Vec::new();
+        while let Some(stopped) = stops.join_next().await {
+            match stopped {
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(error))) => failures.push(error),
+                Ok(Err(_)) => failures.push("a container did not end in time".into()),
+                Err(error) => failures.push(error.to_string()),
+            }
+        }
+        let alive: Vec<String> = tasks
+            .ids()
+            .iter()
+            .filter(|id| tasks.is_running(id))
+            .map(|id| format!("container {:?} is still running", id.as_str()))
+            .collect();
+        failures.extend(alive);
+        if failures.is_empty() {
+            return Ok(());
+        }
+        Err(WorkError { code: Code::Unknown, message: failures.join("; ") })
+    }
+}
+
+/// The stop of one container.
+struct StopOne {
+    tasks: Arc<dyn PodTasks>,
+    containerd: Arc<dyn Containerd>,
+    container: Id,
+    /// Whether containerd has answered before.
+    answers: bool,
+    /// Until when containerd is waited for.
+    patience: Instant,
+}
+
+impl StopOne {
+    async fn run(&self) -> Result<(), String> {
+        let own = self.tasks.ids().contains(&self.container);
+        if own && !self.tasks.is_running(&self.container) {
+            return Ok(());
+        }
+        let killed =
+            if self.answers { self.kill().await } else { Err("containerd is silent".into()) };
+        if !own {
+            // Not this shim's: containerd is the only way to it.
+            killed?;
+            return match self.containerd.wait_task(&self.container, self.patience).await {
+                Ok(_) => Ok(()),
+                Err(error) if error.code() == Code::NotFound => Ok(()),
+                Err(error) => Err(error.to_string()),
+            };
+        }
+        if killed.is_ok() {
+            let exited =
+                tokio::time::timeout_at(self.patience, self.tasks.exited(&self.container)).await;
+            if exited.is_ok() {
+                return Ok(());
+            }
+        }
+        log::warn!(
+            "container {}: killed in place ({})",
+            self.container,
+            killed.err().unwrap_or("it goes on".into())
+        );
+        self.tasks.kill_in_place(&self.container).await;
+        self.tasks.exited(&self.container).await;
+        Ok(())
+    }
+
+    /// Kills through containerd; a connection closed in mid-call is tried again.
+    async fn kill(&self) -> Result<(), String> {
+        let mut pause = PAUSE;
+        for attempt in 0..=RETRIES {
+            match self.containerd.kill_task(&self.container, SIGKILL, true, self.patience).await {
+                Ok(()) => return Ok(()),
+                // It has ended already, or was never started.
+                Err(error) if matches!(error.code(), Code::NotFound | Code::FailedPrecondition) => {
+                    return Ok(());
+                }
+                Err(error) if error.is_retryable() && attempt < RETRIES => {
+                    tokio::time::sleep_until((Instant::now() + pause).min(self.patience)).await;
+                    pause *= 2;
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Err("its connection was closed again and again".into())
+    }
+}
+
+/// Releases one resource; the same whether the shim lives or not.
+pub(super) async fn release(
+    resource: &Resource,
+    state: journal::State,
+    containerd: &Arc<dyn Containerd>,
+    plugins: &dyn CniPlugins,
+    deadline: Instant,
+) -> Result<Released, WorkError> {
+    match resource.clone() {
+        Resource::Cgroup(record) => local(move || pod_cgroup::release(&record)).await,
+        Resource::Files(record) => local(move || files::release(&record)).await,
+        Resource::Shm(record) => local(move || shm::release(&System, &record)).await,
+        Resource::Netns(record) => local(move || netns::release(&record)).await,
+        Resource::Keeper(record) => local(move || keeper::release(&record)).await,
+        Resource::Network(record) => {
+            let path = record.netns.clone();
+            let open = local(move || Ok::<_, netns::Error>(netns::is_open(&path))).await?;
+            let detached = network::detach(plugins, &record, open, Some(deadline)).await;
+            match detached {
+                Err(error) if state == journal::State::Intended => {
+                    log::warn!(
+                        "detach sandbox {} after an ADD that did not end: {error}",
+                        record.container_id
+                    );
+                    Ok(Released::Done)
+                }
+                detached => Ok(detached?),
+            }
+        }
+        Resource::Lease(record) => Ok(lease::release(&**containerd, &record, deadline).await?),
+    }
+}
+
+async fn local<T: Send + 'static, E: Coded + std::fmt::Display + Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, WorkError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => Ok(result?),
+        Err(error) => Err(Error::Internal(error.to_string()).into()),
+    }
+}
