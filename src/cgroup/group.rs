@@ -148,7 +148,7 @@ impl Cgroup {
     /// except at a hierarchy's root, so this is for a group made for it; a refusal is no error.
     pub fn delegate(&self) {
         if let Some(folder) = self.v2.as_deref().filter(|_| self.is_unified()) {
-            folder.ancestors().take_while(|path| path.join("cgroup.controllers").exists()).for_each(pass_on);
+            folder.ancestors().skip(1).take_while(|path| path.join("cgroup.controllers").exists()).for_each(pass_on);
         }
     }
 }

@@ -1,0 +1,176 @@
+//! One container: its processes, and what watches them.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::{AtomicBool, Ordering}},
+    time::Duration,
+};
+
+use mooring::{
+    cgroup::{Cgroup, OomWatch},
+    container::Record,
+    id::Id,
+    process::{Exit, Exited},
+    runtime::OciRuntime,
+};
+use rustix::process::Signal;
+use serde_json::Value;
+use tokio::{task::AbortHandle, time::timeout};
+
+use super::{Ended, Error, Status, process::{Life, Process}, publish};
+use crate::events::Events;
+
+/// How long the exit of an init waits for those of the container's other processes, all of which were killed.
+const STRAGGLERS: Duration = Duration::from_secs(10);
+
+/// Whether the container is frozen.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Frozen {
+    No,
+    Becoming,
+    Yes,
+}
+
+pub(super) struct Container {
+    pub(super) id: Id,
+    pub(super) bundle: PathBuf,
+    pub(super) record: Record,
+    pub(super) runtime: Arc<dyn OciRuntime>,
+    /// Orders what may not happen at once: start, exec, pause, resume, update, delete.
+    pub(super) order: tokio::sync::Mutex<()>,
+    pub(super) init: Arc<Process>,
+    pub(super) exited: Exited,
+    pub(super) execs: Mutex<BTreeMap<Id, Arc<Process>>>,
+    pub(super) cgroup: Cgroup,
+    pub(super) frozen: Mutex<Frozen>,
+    /// Whether the kernel ends every other process with the init.
+    pub(super) owns_pid_namespace: bool,
+    pub(super) owns_cgroup_namespace: bool,
+    /// The specification's id mappings, for the streams of execs.
+    pub(super) mappings: Value,
+    /// Set when the init has ended: no further process is started.
+    pub(super) ending: AtomicBool,
+    pub(super) watchers: Mutex<Vec<AbortHandle>>,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn ended(exit: Exit) -> Ended {
+    Ended { pid: exit.pid.unsigned_abs(), status: exit.status.unsigned_abs(), at: exit.at }
+}
+
+impl Container {
+    pub(super) fn exec(&self, exec_id: &str) -> Result<Arc<Process>, Error> {
+        let execs = lock(&self.execs);
+        let found = execs.iter().find(|(id, _)| id.as_str() == exec_id);
+        found
+            .map(|(_, process)| Arc::clone(process))
+            .ok_or_else(|| Error::NoProcess { task: self.id.clone(), exec: exec_id.to_owned() })
+    }
+
+    /// The init for an empty id, else the exec.
+    pub(super) fn process(&self, exec_id: &str) -> Result<Arc<Process>, Error> {
+        if exec_id.is_empty() { Ok(Arc::clone(&self.init)) } else { self.exec(exec_id) }
+    }
+
+    pub(super) fn status(&self, process: &Process) -> Status {
+        match process.life() {
+            Life::Added(_) | Life::Created(_) => Status::Created,
+            Life::Stopped(_) => Status::Stopped,
+            Life::Running(_) => match *lock(&self.frozen) {
+                Frozen::No => Status::Running,
+                Frozen::Becoming => Status::Pausing,
+                Frozen::Yes => Status::Paused,
+            },
+        }
+    }
+
+    /// Sends SIGKILL to everything in the container.
+    pub(super) fn kill_everything(&self) -> Result<(), Error> {
+        let group = self.cgroup.kill_all();
+        if let Some(live) = self.init.live() {
+            match live.signal(Signal::KILL) {
+                Ok(()) | Err(Error::Finished) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        group.map(drop).map_err(Error::from)
+    }
+
+    /// Watches the init, and out-of-memory kills.
+    pub(super) fn watch(self: &Arc<Self>, events: &Arc<dyn Events>) {
+        match OomWatch::new(&self.cgroup) {
+            Ok(Some(mut kills)) => {
+                let (id, events) = (self.id.clone(), Arc::clone(events));
+                let watcher = tokio::spawn(async move {
+                    while kills.next().await.is_some() {
+                        publish::oom(&*events, &id);
+                    }
+                });
+                lock(&self.watchers).push(watcher.abort_handle());
+            }
+            Ok(None) => {}
+            Err(error) => log::warn!("task {}: out-of-memory kills go unseen: {error}", self.id),
+        }
+        let (container, events) = (Arc::clone(self), Arc::clone(events));
+        tokio::spawn(async move { container.init_ended(&*events).await });
+    }
+
+    async fn init_ended(&self, events: &dyn Events) {
+        let exit = self.exited.clone().wait().await;
+        let _started = self.init.gate.lock().await;
+        self.ending.store(true, Ordering::SeqCst);
+        if !self.owns_pid_namespace
+            && let Err(error) = self.cgroup.kill_all()
+        {
+            log::warn!("task {}: kill what the init left: {error}", self.id);
+        }
+        let execs: Vec<_> = lock(&self.execs).values().cloned().collect();
+        let others = async {
+            for exec in execs {
+                // One that is just being started is started first.
+                drop(exec.gate.lock().await);
+                if let Life::Running(live) = exec.life() {
+                    // Ended already: its exit is about to be published.
+                    let _ = live.signal(Signal::KILL);
+                    exec.wait().await;
+                }
+            }
+        };
+        if timeout(STRAGGLERS, others).await.is_err() {
+            log::warn!("task {}: a process outlives its container", self.id);
+        }
+        let ended = ended(exit);
+        *lock(&self.frozen) = Frozen::No;
+        publish::exited(events, &self.id, None, &ended);
+        self.init.stop(ended);
+    }
+
+    /// Watches a running exec.
+    pub(super) fn watch_exec(
+        self: &Arc<Self>,
+        exec_id: Id,
+        process: Arc<Process>,
+        mut exited: Exited,
+        events: Arc<dyn Events>,
+    ) {
+        let id = self.id.clone();
+        tokio::spawn(async move {
+            let ended = ended(exited.wait().await);
+            let _started = process.gate.lock().await;
+            publish::exited(&*events, &id, Some(&exec_id), &ended);
+            process.stop(ended);
+        });
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        for watcher in lock(&self.watchers).iter() {
+            watcher.abort();
+        }
+    }
+}

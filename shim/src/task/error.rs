@@ -1,0 +1,125 @@
+//! Why a request for a task was refused or failed.
+
+use std::{io, path::PathBuf};
+
+use mooring::{
+    error::{Code, Coded, code_of_io},
+    id::{Id, InvalidId},
+};
+use thiserror::Error;
+
+/// What the pod says against a container.
+#[derive(Debug, Error)]
+#[error("{message}")]
+pub struct PodError {
+    /// Its class.
+    pub code: Code,
+    /// What is wrong.
+    pub message: String,
+}
+
+/// Why a task's method failed.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// There is no such container here.
+    #[error("task \"{0}\" not found")]
+    NoTask(String),
+    /// There is no such process in the container.
+    #[error("process \"{exec}\" of task \"{task}\" not found")]
+    NoProcess {
+        /// The container.
+        task: Id,
+        /// The process.
+        exec: String,
+    },
+    /// The process has ended, and cannot be signalled.
+    #[error("process already finished")]
+    Finished,
+    /// There is one of this name already.
+    #[error("{0} already exists")]
+    Exists(String),
+    /// The task's state does not allow it.
+    #[error("task \"{task}\": {what}")]
+    State {
+        /// The container.
+        task: Id,
+        /// Why not now.
+        what: String,
+    },
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// An identifier is none.
+    #[error(transparent)]
+    InvalidId(#[from] InvalidId),
+    /// Mooring does not do it.
+    #[error("{0} is not implemented")]
+    Unimplemented(&'static str),
+    /// The pod refused.
+    #[error(transparent)]
+    Pod(#[from] PodError),
+    /// The OCI runtime failed.
+    #[error(transparent)]
+    Runtime(#[from] mooring::runtime::Error),
+    /// The container's record or release.
+    #[error(transparent)]
+    Container(#[from] mooring::container::Error),
+    /// The container's control group.
+    #[error(transparent)]
+    Cgroup(#[from] mooring::cgroup::Error),
+    /// The root file system.
+    #[error("root file system of task \"{task}\": {source}")]
+    Mounts {
+        /// The container.
+        task: Id,
+        /// What failed.
+        source: mooring::mounts::Error,
+    },
+    /// A file, pipe or socket.
+    #[error("{deed} {path}: {source}", path = path.display())]
+    File {
+        /// What was being done.
+        deed: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The time was not enough.
+    #[error("{0} did not come about in time")]
+    Late(String),
+    /// The work was broken off by a defect of ours.
+    #[error("the work on the request was broken off: {0}")]
+    Broken(#[from] tokio::task::JoinError),
+}
+
+impl Coded for Error {
+    fn code(&self) -> Code {
+        match self {
+            Self::NoTask(_) | Self::NoProcess { .. } | Self::Finished => Code::NotFound,
+            Self::Exists(_) => Code::AlreadyExists,
+            Self::State { .. } => Code::FailedPrecondition,
+            Self::Invalid(_) | Self::InvalidId(_) => Code::InvalidArgument,
+            Self::Unimplemented(_) => Code::Unimplemented,
+            Self::Pod(error) => error.code,
+            Self::Runtime(error) => error.code(),
+            Self::Container(error) => error.code(),
+            Self::Cgroup(error) => error.code(),
+            Self::Mounts { source, .. } => source.code(),
+            Self::File { source, .. } => code_of_io(source),
+            Self::Late(_) => Code::DeadlineExceeded,
+            Self::Broken(_) => Code::Unknown,
+        }
+    }
+}
+
+impl Error {
+    pub(super) fn at(deed: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { deed, path, source }
+    }
+
+    pub(super) fn state(task: &Id, what: impl Into<String>) -> Self {
+        Self::State { task: task.clone(), what: what.into() }
+    }
+}

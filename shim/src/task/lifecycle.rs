@@ -1,0 +1,275 @@
+//! What may happen to a container between its creation and its end.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, SystemTime},
+};
+
+use mooring::{
+    container::Record,
+    id::Id,
+    mounts,
+    runtime::{self, Exec, quick},
+};
+use rustix::process::Signal;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::{
+    Ended, Error, ExecRequest,
+    container::{Container, Frozen, lock},
+    create::with_terminal,
+    process::{Life, Live, Process},
+    publish, spec,
+    stdio::{self, Io, Listener, Mode, Owner},
+    tasks::Inner,
+};
+
+/// How long a deletion waits for what has been killed to be gone.
+const DELETE: Duration = Duration::from_secs(10);
+
+impl Container {
+    /// Task.Start of the init.
+    pub(super) async fn start(&self, tasks: &Inner) -> Result<u32, Error> {
+        let _order = self.order.lock().await;
+        let live = match self.init.life() {
+            Life::Created(live) => live,
+            Life::Stopped(_) => return Err(Error::state(&self.id, "cannot start a process that has ended")),
+            Life::Added(_) | Life::Running(_) => return Err(Error::state(&self.id, "it is started already")),
+        };
+        let _gate = self.init.gate.lock().await;
+        let mut ending = self.exited.clone();
+        if !quick::start(&self.record.runtime, &self.id, &self.exited).await? {
+            tokio::select! {
+                done = self.runtime.start(&self.id, &self.bundle) => done?,
+                // A runtime that waits for an init which is gone waits for ever.
+                _ = async { ending.wait().await; tokio::time::sleep(Duration::from_secs(2)).await } => {
+                    return Err(runtime::Error::Ended.into());
+                }
+            }
+        }
+        let pid = live.pid.unsigned_abs();
+        self.init.set_life(Life::Running(live));
+        publish::started(&*tasks.events, &self.id, pid);
+        if self.owns_cgroup_namespace {
+            self.cgroup.delegate();
+        }
+        Ok(pid)
+    }
+
+    /// Task.Exec: adds a process, which [`Container::start_exec`] starts.
+    pub(super) fn add_exec(&self, tasks: &Inner, request: ExecRequest) -> Result<(), Error> {
+        if self.ending.load(Ordering::SeqCst) || !matches!(self.init.life(), Life::Created(_) | Life::Running(_)) {
+            return Err(Error::state(&self.id, "cannot exec in a container that has ended"));
+        }
+        let mut process: Value = serde_json::from_slice(&request.process)
+            .map_err(|error| Error::Invalid(format!("process of exec \"{}\": {error}", request.exec_id)))?;
+        let Some(fields) = process.as_object_mut() else {
+            return Err(Error::Invalid(format!("process of exec \"{}\" is no object", request.exec_id)));
+        };
+        fields.insert("terminal".into(), request.streams.terminal.into());
+        let mut execs = lock(&self.execs);
+        if request.exec_id == self.id || execs.contains_key(&request.exec_id) {
+            return Err(Error::Exists(format!("exec \"{}\" of task \"{}\"", request.exec_id, self.id)));
+        }
+        let added = Process::new(request.streams, Life::Added(Arc::new(process)), None);
+        execs.insert(request.exec_id.clone(), Arc::new(added));
+        publish::exec_added(&*tasks.events, &self.id, &request.exec_id);
+        Ok(())
+    }
+
+    /// Task.Start of an exec.
+    pub(super) async fn start_exec(self: &Arc<Self>, tasks: &Inner, exec_id: &str) -> Result<u32, Error> {
+        let process = self.exec(exec_id)?;
+        let exec_id = Id::new(exec_id)?;
+        let _gate = process.gate.lock().await;
+        let Life::Added(spec) = process.life() else {
+            return Err(Error::state(&self.id, format!("exec \"{exec_id}\" is started already")));
+        };
+        if self.ending.load(Ordering::SeqCst) || !matches!(self.init.life(), Life::Running(_)) {
+            return Err(Error::state(&self.id, "cannot exec in a container that is not running"));
+        }
+        let _expecting = tasks.reaper.expecting();
+        let (pid, io) = match self.run_exec(tasks, &exec_id, &process, &spec).await {
+            Ok(started) => started,
+            Err(error) => {
+                // Whoever waits for it must not wait for ever.
+                process.stop(Ended { pid: 0, status: 255, at: SystemTime::now() });
+                return Err(error);
+            }
+        };
+        let (live, exited) = (Live::new(pid), tasks.reaper.adopt(pid));
+        process.set_io(io);
+        process.set_life(Life::Running(live));
+        publish::exec_started(&*tasks.events, &self.id, &exec_id, pid.unsigned_abs());
+        self.watch_exec(exec_id, Arc::clone(&process), exited, Arc::clone(&tasks.events));
+        Ok(pid.unsigned_abs())
+    }
+
+    async fn run_exec(
+        &self,
+        tasks: &Inner,
+        exec_id: &Id,
+        process: &Process,
+        spec: &Value,
+    ) -> Result<(i32, Io), Error> {
+        let settings = &self.record.runtime;
+        let given = (settings.io_uid != 0 || settings.io_gid != 0).then_some((settings.io_uid, settings.io_gid));
+        let owner = Owner {
+            namespace: &tasks.namespace,
+            container: self.id.as_str(),
+            ids: spec::mapped_owner(&self.mappings, spec).or(given),
+        };
+        let streams = &process.streams;
+        if streams.terminal {
+            let listener = Listener::new(&tasks.run_dir)?;
+            let stdio = runtime::Stdio::default();
+            let exec = Exec { process: spec.clone(), stdio, console: Some(listener.path()) };
+            let (pid, master) = with_terminal(&listener, async {
+                Ok(self.runtime.exec(&self.id, exec_id, &self.bundle, exec).await?)
+            })
+            .await?;
+            match stdio::open_terminal(streams, master, &owner, &tasks.reaper).await {
+                Ok(io) => return Ok((pid, io)),
+                Err(error) => {
+                    // It runs already; without its streams it must not go on.
+                    let _ = Live::new(pid).signal(Signal::KILL);
+                    return Err(error);
+                }
+            }
+        }
+        let mode = if spec::needs_relay(spec) { Mode::Relay } else { Mode::Direct };
+        let (stdio, io) = stdio::open(streams, mode, &owner, &tasks.reaper).await?;
+        let exec = Exec { process: spec.clone(), stdio, console: None };
+        Ok((self.runtime.exec(&self.id, exec_id, &self.bundle, exec).await?, io))
+    }
+
+    /// Task.Pause.
+    pub(super) async fn pause(&self, tasks: &Inner) -> Result<(), Error> {
+        let _order = self.order.lock().await;
+        self.must_run()?;
+        *lock(&self.frozen) = Frozen::Becoming;
+        let paused = self.runtime.pause(&self.id, &self.bundle).await;
+        *lock(&self.frozen) = if paused.is_ok() { Frozen::Yes } else { Frozen::No };
+        paused?;
+        publish::paused(&*tasks.events, &self.id);
+        Ok(())
+    }
+
+    /// Task.Resume.
+    pub(super) async fn resume(&self, tasks: &Inner) -> Result<(), Error> {
+        let _order = self.order.lock().await;
+        self.must_run()?;
+        self.runtime.resume(&self.id, &self.bundle).await?;
+        *lock(&self.frozen) = Frozen::No;
+        publish::resumed(&*tasks.events, &self.id);
+        Ok(())
+    }
+
+    /// Task.Update.
+    pub(super) async fn update(&self, resources: &[u8]) -> Result<(), Error> {
+        let _order = self.order.lock().await;
+        if serde_json::from_slice::<Value>(resources).map_or(true, |value| !value.is_object()) {
+            return Err(Error::Invalid(format!("resources of task \"{}\" are no JSON object", self.id)));
+        }
+        Ok(self.runtime.update(&self.id, &self.bundle, resources).await?)
+    }
+
+    fn must_run(&self) -> Result<(), Error> {
+        match self.init.life() {
+            Life::Running(_) => Ok(()),
+            _ => Err(Error::state(&self.id, "it is not running")),
+        }
+    }
+
+    /// Task.Kill.
+    pub(super) fn kill(&self, exec_id: &str, signal: Signal, all: bool) -> Result<(), Error> {
+        let process = self.process(exec_id)?;
+        match process.life() {
+            Life::Stopped(_) => return Err(Error::Finished),
+            Life::Added(_) => return Err(Error::state(&self.id, "process is not started")),
+            Life::Created(_) | Life::Running(_) => {}
+        }
+        if all && exec_id.is_empty() {
+            let reached = self.cgroup.signal_all(signal)?;
+            if reached > 0 {
+                self.thaw_for(signal);
+                return Ok(());
+            }
+        }
+        let live = process.live().ok_or(Error::Finished)?;
+        live.signal(signal)?;
+        self.thaw_for(signal);
+        Ok(())
+    }
+
+    /// A v1 freezer holds back even SIGKILL: what is killed is let go, to die.
+    fn thaw_for(&self, signal: Signal) {
+        if signal == Signal::KILL && *lock(&self.frozen) != Frozen::No {
+            self.cgroup.thaw();
+            *lock(&self.frozen) = Frozen::No;
+        }
+    }
+
+    /// Task.Delete of an exec.
+    pub(super) async fn delete_exec(&self, exec_id: &str) -> Result<Ended, Error> {
+        let process = self.exec(exec_id)?;
+        let ended = {
+            let _gate = process.gate.lock().await;
+            match process.life() {
+                Life::Stopped(ended) => ended,
+                Life::Added(_) => {
+                    let ended = Ended { pid: 0, status: 0, at: SystemTime::now() };
+                    process.stop(ended);
+                    ended
+                }
+                Life::Created(_) | Life::Running(_) => {
+                    return Err(Error::state(&self.id, format!("exec \"{exec_id}\" is running")));
+                }
+            }
+        };
+        if let Some(io) = process.take_io() {
+            io.drain().await;
+        }
+        lock(&self.execs).retain(|id, _| id.as_str() != exec_id);
+        Ok(ended)
+    }
+
+    /// Task.Delete of the container.
+    pub(super) async fn delete(&self, tasks: &Inner) -> Result<Ended, Error> {
+        let _order = self.order.lock().await;
+        let ended = match self.init.life() {
+            Life::Stopped(ended) => ended,
+            Life::Created(live) => {
+                // Never started: nothing of the client's runs in it.
+                match live.signal(Signal::KILL) {
+                    Ok(()) | Err(Error::Finished) => {}
+                    Err(error) => return Err(error),
+                }
+                self.init.wait().await
+            }
+            Life::Added(_) | Life::Running(_) => {
+                return Err(Error::state(&self.id, "cannot delete a running process"));
+            }
+        };
+        if let Some(io) = self.init.take_io() {
+            io.drain().await;
+        }
+        let settings = &self.record.runtime;
+        if settings.root.join(&self.id).exists()
+            && !quick::delete(settings, &self.id, Instant::now() + DELETE).await?
+        {
+            self.runtime.delete(&self.id, &self.bundle).await?;
+        }
+        if self.record.rootfs_mounted {
+            let rootfs = self.bundle.join("rootfs");
+            tokio::task::spawn_blocking(move || mounts::unmount_all(&rootfs))
+                .await?
+                .map_err(|source| Error::Mounts { task: self.id.clone(), source })?;
+        }
+        Record::remove(&tasks.pod.tasks_dir(), &self.id)?;
+        tasks.forget(&self.id);
+        publish::deleted(&*tasks.events, &self.id, &ended);
+        Ok(ended)
+    }
+}

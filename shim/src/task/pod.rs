@@ -1,0 +1,51 @@
+//! What a container's pod has to say about it.
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use mooring::id::Id;
+
+use super::PodError;
+
+/// The pod that the containers belong to.
+#[async_trait]
+pub trait Pod: Send + Sync {
+    /// Refuses (`FailedPrecondition`) once the sandbox stops. The guard is held while the container is created, so
+    /// that a teardown waits for it.
+    fn admit(&self, container: &Id) -> Result<Box<dyn Send>, PodError>;
+    /// Adds what the pod gives to its containers to the specification; answers whether it changed it.
+    async fn prepare(
+        &self,
+        container: &Id,
+        bundle: &Path,
+        spec: &mut serde_json::Value,
+    ) -> Result<bool, PodError>;
+    /// Where the containers' records are kept.
+    fn tasks_dir(&self) -> PathBuf;
+}
+
+/// For a task that belongs to no sandbox.
+pub struct NoPod {
+    /// Where its record is kept.
+    pub tasks_dir: PathBuf,
+}
+
+#[async_trait]
+impl Pod for NoPod {
+    fn admit(&self, _container: &Id) -> Result<Box<dyn Send>, PodError> {
+        Ok(Box::new(()))
+    }
+
+    async fn prepare(
+        &self,
+        _container: &Id,
+        _bundle: &Path,
+        _spec: &mut serde_json::Value,
+    ) -> Result<bool, PodError> {
+        Ok(false)
+    }
+
+    fn tasks_dir(&self) -> PathBuf {
+        self.tasks_dir.clone()
+    }
+}

@@ -1,0 +1,132 @@
+//! One process of a container: its init, or an exec.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mooring::container::Pinned;
+use rustix::process::Signal;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::{Ended, Error, Streams, stdio::Io};
+
+/// A process that has been started by the runtime.
+pub(super) struct Live {
+    pub(super) pid: i32,
+    /// Absent when it had ended before it could be held.
+    pinned: Option<Pinned>,
+}
+
+/// Where a process is in its life.
+#[derive(Clone)]
+pub(super) enum Life {
+    /// An exec that was added and not started: what it is to be.
+    Added(Arc<Value>),
+    /// An init that waits to be started.
+    Created(Arc<Live>),
+    /// Running.
+    Running(Arc<Live>),
+    /// Ended, and its exit published.
+    Stopped(Ended),
+}
+
+pub(super) struct Process {
+    pub(super) streams: Streams,
+    life: Mutex<Life>,
+    /// Held while the process is started, until that has been published: its exit is not published before.
+    pub(super) gate: tokio::sync::Mutex<()>,
+    ended: watch::Sender<Option<Ended>>,
+    io: Mutex<Option<Io>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Live {
+    pub(super) fn new(pid: i32) -> Arc<Self> {
+        // It is a child of this process and not reaped before it is adopted: its number cannot mean another.
+        Arc::new(Self { pid, pinned: Pinned::new(pid, None) })
+    }
+
+    pub(super) fn signal(&self, signal: Signal) -> Result<(), Error> {
+        match self.pinned.as_ref().map(|pinned| pinned.signal(signal)) {
+            Some(Ok(true)) => Ok(()),
+            Some(Ok(false)) | None => Err(Error::Finished),
+            Some(Err(error)) => Err(Error::at("signal", format!("process {}", self.pid))(error)),
+        }
+    }
+}
+
+impl Process {
+    pub(super) fn new(streams: Streams, life: Life, io: Option<Io>) -> Self {
+        let gate = tokio::sync::Mutex::new(());
+        Self { streams, life: Mutex::new(life), gate, ended: watch::channel(None).0, io: Mutex::new(io) }
+    }
+
+    pub(super) fn life(&self) -> Life {
+        lock(&self.life).clone()
+    }
+
+    pub(super) fn set_life(&self, life: Life) {
+        *lock(&self.life) = life;
+    }
+
+    /// Records the end and wakes everybody who waits for it.
+    pub(super) fn stop(&self, ended: Ended) {
+        self.set_life(Life::Stopped(ended));
+        self.ended.send_replace(Some(ended));
+    }
+
+    /// Waits for the end.
+    pub(super) async fn wait(&self) -> Ended {
+        let mut ended = self.ended.subscribe();
+        loop {
+            if let Some(ended) = *ended.borrow_and_update() {
+                return ended;
+            }
+            if ended.changed().await.is_err() {
+                // The sender lives as long as this process does.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    pub(super) fn live(&self) -> Option<Arc<Live>> {
+        match self.life() {
+            Life::Created(live) | Life::Running(live) => Some(live),
+            Life::Added(_) | Life::Stopped(_) => None,
+        }
+    }
+
+    pub(super) fn set_io(&self, io: Io) {
+        *lock(&self.io) = Some(io);
+    }
+
+    pub(super) fn take_io(&self) -> Option<Io> {
+        lock(&self.io).take()
+    }
+
+    pub(super) fn close_stdin(&self) {
+        if let Some(io) = lock(&self.io).as_ref() {
+            io.close_stdin();
+        }
+    }
+
+    pub(super) fn resize(&self, width: u16, height: u16) -> Option<std::io::Result<()>> {
+        lock(&self.io).as_ref().and_then(|io| io.resize(width, height))
+    }
+}
+
+/// The signal of that number.
+pub(super) fn signal(number: u32) -> Result<Signal, Error> {
+    let raw = i32::try_from(number).unwrap_or(-1);
+    if let Some(signal) = Signal::from_named_raw(raw) {
+        return Ok(signal);
+    }
+    if (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&raw) {
+        // SAFETY: the number is a valid signal, and it is only handed to the kernel for another process: nothing is
+        // installed for it in this one.
+        return Ok(unsafe { Signal::from_raw_unchecked(raw) });
+    }
+    Err(Error::Invalid(format!("{number} is no signal")))
+}

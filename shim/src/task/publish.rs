@@ -1,0 +1,109 @@
+//! The events of a container, as containerd names them.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use containerd_shim_protos::{
+    events::task::{
+        TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused,
+        TaskResumed, TaskStart,
+    },
+    protobuf::{MessageField, well_known_types::timestamp::Timestamp},
+};
+use mooring::id::Id;
+
+use super::{CreateRequest, Ended};
+use crate::events::Events;
+
+fn timestamp(at: SystemTime) -> MessageField<Timestamp> {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    MessageField::some(Timestamp {
+        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
+        ..Timestamp::default()
+    })
+}
+
+pub(super) fn created(events: &dyn Events, request: &CreateRequest, pid: u32) {
+    let streams = &request.streams;
+    let mut event = TaskCreate {
+        container_id: request.id.to_string(),
+        bundle: request.bundle.to_string_lossy().into_owned(),
+        io: MessageField::some(TaskIO {
+            stdin: streams.stdin.clone(),
+            stdout: streams.stdout.clone(),
+            stderr: streams.stderr.clone(),
+            terminal: streams.terminal,
+            ..TaskIO::default()
+        }),
+        pid,
+        ..TaskCreate::default()
+    };
+    event.rootfs.resize_with(request.rootfs.len(), Default::default);
+    for (to, from) in event.rootfs.iter_mut().zip(&request.rootfs) {
+        to.type_.clone_from(&from.kind);
+        to.source.clone_from(&from.source);
+        to.target = from.target.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+        to.options.clone_from(&from.options);
+    }
+    events.publish("/tasks/create", &event);
+}
+
+pub(super) fn started(events: &dyn Events, id: &Id, pid: u32) {
+    let event = TaskStart { container_id: id.to_string(), pid, ..TaskStart::default() };
+    events.publish("/tasks/start", &event);
+}
+
+/// `exec` is the process's own id; for the init it is the container's.
+pub(super) fn exited(events: &dyn Events, id: &Id, exec: Option<&Id>, ended: &Ended) {
+    let event = TaskExit {
+        container_id: id.to_string(),
+        id: exec.unwrap_or(id).to_string(),
+        pid: ended.pid,
+        exit_status: ended.status,
+        exited_at: timestamp(ended.at),
+        ..TaskExit::default()
+    };
+    events.publish("/tasks/exit", &event);
+}
+
+pub(super) fn deleted(events: &dyn Events, id: &Id, ended: &Ended) {
+    let event = TaskDelete {
+        container_id: id.to_string(),
+        pid: ended.pid,
+        exit_status: ended.status,
+        exited_at: timestamp(ended.at),
+        ..TaskDelete::default()
+    };
+    events.publish("/tasks/delete", &event);
+}
+
+pub(super) fn exec_added(events: &dyn Events, id: &Id, exec: &Id) {
+    let event = TaskExecAdded {
+        container_id: id.to_string(),
+        exec_id: exec.to_string(),
+        ..TaskExecAdded::default()
+    };
+    events.publish("/tasks/exec-added", &event);
+}
+
+pub(super) fn exec_started(events: &dyn Events, id: &Id, exec: &Id, pid: u32) {
+    let event = TaskExecStarted {
+        container_id: id.to_string(),
+        exec_id: exec.to_string(),
+        pid,
+        ..TaskExecStarted::default()
+    };
+    events.publish("/tasks/exec-started", &event);
+}
+
+pub(super) fn paused(events: &dyn Events, id: &Id) {
+    events.publish("/tasks/paused", &TaskPaused { container_id: id.to_string(), ..TaskPaused::default() });
+}
+
+pub(super) fn resumed(events: &dyn Events, id: &Id) {
+    events.publish("/tasks/resumed", &TaskResumed { container_id: id.to_string(), ..TaskResumed::default() });
+}
+
+pub(super) fn oom(events: &dyn Events, id: &Id) {
+    events.publish("/tasks/oom", &TaskOOM { container_id: id.to_string(), ..TaskOOM::default() });
+}

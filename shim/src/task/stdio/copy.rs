@@ -1,0 +1,103 @@
+//! Copying, where it cannot be avoided.
+
+use std::{
+    fs::File,
+    io::{self, Write as _},
+    os::fd::OwnedFd,
+    path::Path,
+};
+
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    task::JoinHandle,
+};
+
+use super::super::Error;
+
+/// What is carried at a time. The buffer lives only while there is something to carry.
+const CHUNK: usize = 8 << 10;
+
+/// Where a copy goes.
+pub(super) enum Sink {
+    /// A pipe, fifo or terminal.
+    Descriptor(AsyncFd<OwnedFd>),
+    /// A regular file, which is always ready.
+    File(File),
+    /// Nowhere: the source must be emptied all the same.
+    Nowhere,
+}
+
+impl Sink {
+    pub(super) fn descriptor(descriptor: OwnedFd, name: &Path) -> Result<Self, Error> {
+        watched(descriptor, Interest::WRITABLE).map(Self::Descriptor).map_err(Error::at("watch", name))
+    }
+
+    async fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Nowhere => Ok(()),
+            Self::File(file) => file.write_all(bytes),
+            Self::Descriptor(to) => {
+                while !bytes.is_empty() {
+                    let mut ready = to.writable().await?;
+                    match ready.try_io(|to| Ok(rustix::io::write(to.get_ref(), bytes)?)) {
+                        Ok(Ok(count)) => bytes = bytes.get(count..).unwrap_or_default(),
+                        Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                        Ok(Err(error)) => return Err(error),
+                        Err(_would_block) => {}
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Copies from `source`, which does not block, until it ends.
+pub(super) fn start(source: OwnedFd, mut sink: Sink, name: &Path) -> Result<JoinHandle<()>, Error> {
+    let regular = rustix::fs::fstat(&source)
+        .is_ok_and(|known| rustix::fs::FileType::from_raw_mode(known.st_mode) == rustix::fs::FileType::RegularFile);
+    if regular {
+        // A file as input: there is no readiness to wait for.
+        return Ok(tokio::spawn(async move {
+            let mut buffer = vec![0; CHUNK];
+            while let Ok(count @ 1..) = rustix::io::read(&source, &mut buffer[..]) {
+                if sink.write(buffer.get(..count).unwrap_or_default()).await.is_err() {
+                    return;
+                }
+            }
+        }));
+    }
+    let source = watched(source, Interest::READABLE).map_err(Error::at("watch", name))?;
+    Ok(tokio::spawn(async move {
+        // An error is the other side's end: a terminal that is hung up answers EIO.
+        while let Ok(true) = carry(&source, &mut sink).await {}
+    }))
+}
+
+/// Waits until there is something and carries all of it. Answers false at the end.
+async fn carry(source: &AsyncFd<OwnedFd>, sink: &mut Sink) -> io::Result<bool> {
+    let mut ready = source.readable().await?;
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match ready.try_io(|from| Ok(rustix::io::read(from.get_ref(), &mut buffer[..])?)) {
+            Ok(Ok(0)) => return Ok(false),
+            Ok(Ok(count)) => sink.write(buffer.get(..count).unwrap_or_default()).await?,
+            Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(Err(error)) => return Err(error),
+            Err(_would_block) => return Ok(true),
+        }
+    }
+}
+
+pub(super) fn watched(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // The successor of this constructor is unsafe for types whose descriptor may change; an `OwnedFd`'s cannot.
+    #[expect(deprecated, reason = "the only safe constructor, and sound for OwnedFd")]
+    AsyncFd::with_interest(descriptor, interest)
+}
+
+pub(super) fn set_nonblocking(descriptor: &OwnedFd, name: &Path) -> Result<(), Error> {
+    fcntl_getfl(descriptor)
+        .and_then(|flags| fcntl_setfl(descriptor, flags | OFlags::NONBLOCK))
+        .map_err(|error| Error::at("set up", name)(error.into()))
+}

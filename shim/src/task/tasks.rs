@@ -1,0 +1,269 @@
+//! The registry: one method per RPC.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
+
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use mooring::{id::Id, process::Reaper};
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    CreateRequest, Ended, Error, ExecRequest, Member, Pod, State,
+    container::{Container, lock},
+    create, metrics,
+    process::{Life, signal},
+};
+use crate::events::Events;
+
+/// The containers of one sandbox, or of one plain task. A handle: clones are the same registry.
+#[derive(Clone)]
+pub struct Tasks(Arc<Inner>);
+
+enum Slot {
+    /// Its creation is under way: the name is taken.
+    Coming,
+    Here(Arc<Container>),
+}
+
+pub(super) struct Inner {
+    pub(super) namespace: String,
+    pub(super) events: Arc<dyn Events>,
+    pub(super) pod: Arc<dyn Pod>,
+    pub(super) reaper: Reaper,
+    pub(super) run_dir: PathBuf,
+    slots: Mutex<BTreeMap<Id, Slot>>,
+}
+
+impl Inner {
+    pub(super) fn forget(&self, id: &Id) {
+        lock(&self.slots).remove(id);
+    }
+}
+
+/// Gives the name back unless the container came to be.
+struct Reserved<'a>(&'a Inner, Id);
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        let mut slots = lock(&self.0.slots);
+        if matches!(slots.get(&self.1), Some(Slot::Coming)) {
+            slots.remove(&self.1);
+        }
+    }
+}
+
+impl Tasks {
+    /// An empty registry. `run_dir` is for the sockets over which terminals arrive; a short path.
+    pub fn new(
+        namespace: String,
+        events: Arc<dyn Events>,
+        pod: Arc<dyn Pod>,
+        reaper: Reaper,
+        run_dir: PathBuf,
+    ) -> Self {
+        Self(Arc::new(Inner { namespace, events, pod, reaper, run_dir, slots: Mutex::default() }))
+    }
+
+    fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
+        let slots = lock(&self.0.slots);
+        match slots.iter().find(|(known, _)| known.as_str() == id) {
+            Some((_, Slot::Here(container))) => Ok(Arc::clone(container)),
+            Some((_, Slot::Coming)) | None => Err(Error::NoTask(id.to_owned())),
+        }
+    }
+
+    /// Creates a container; answers its init's process id.
+    pub async fn create(&self, request: CreateRequest) -> Result<u32, Error> {
+        let inner = Arc::clone(&self.0);
+        let work = async move {
+            let id = request.id.clone();
+            {
+                let mut slots = lock(&inner.slots);
+                if slots.contains_key(&id) {
+                    return Err(Error::Exists(format!("task \"{id}\"")));
+                }
+                slots.insert(id.clone(), Slot::Coming);
+            }
+            let reserved = Reserved(&inner, id.clone());
+            let container = create::create(&inner, request).await?;
+            let pid = container.exited.pid().unsigned_abs();
+            lock(&inner.slots).insert(id, Slot::Here(container));
+            drop(reserved);
+            Ok(pid)
+        };
+        tokio::spawn(work).await?
+    }
+
+    /// Starts a container, or an exec of it; answers the process id.
+    pub async fn start(&self, id: &str, exec_id: &str) -> Result<u32, Error> {
+        let (inner, container, exec_id) =
+            (Arc::clone(&self.0), self.container(id)?, exec_id.to_owned());
+        tokio::spawn(async move {
+            if exec_id.is_empty() {
+                container.start(&inner).await
+            } else {
+                container.start_exec(&inner, &exec_id).await
+            }
+        })
+        .await?
+    }
+
+    /// What is known of a process.
+    pub fn state(&self, id: &str, exec_id: &str) -> Result<State, Error> {
+        let container = self.container(id)?;
+        let process = container.process(exec_id)?;
+        let (pid, ended) = match process.life() {
+            Life::Added(_) => (0, None),
+            Life::Created(live) | Life::Running(live) => (live.pid.unsigned_abs(), None),
+            Life::Stopped(ended) => (ended.pid, Some(ended)),
+        };
+        Ok(State {
+            bundle: container.bundle.clone(),
+            pid,
+            status: container.status(&process),
+            streams: process.streams.clone(),
+            ended,
+        })
+    }
+
+    /// Deletes a container that has ended, or an exec of it.
+    pub async fn delete(&self, id: &str, exec_id: &str) -> Result<Ended, Error> {
+        let (inner, container, exec_id) =
+            (Arc::clone(&self.0), self.container(id)?, exec_id.to_owned());
+        tokio::spawn(async move {
+            if exec_id.is_empty() {
+                container.delete(&inner).await
+            } else {
+                container.delete_exec(&exec_id).await
+            }
+        })
+        .await?
+    }
+
+    /// The container's processes.
+    pub fn pids(&self, id: &str) -> Result<Vec<Member>, Error> {
+        let container = self.container(id)?;
+        let execs: BTreeMap<i32, Id> = lock(&container.execs)
+            .iter()
+            .filter_map(|(id, process)| Some((process.live()?.pid, id.clone())))
+            .collect();
+        let pids = container.cgroup.pids()?;
+        let member = |pid: i32| Member { pid: pid.unsigned_abs(), exec_id: execs.get(&pid).cloned() };
+        Ok(pids.into_iter().map(member).collect())
+    }
+
+    /// Freezes the container.
+    pub async fn pause(&self, id: &str) -> Result<(), Error> {
+        let (inner, container) = (Arc::clone(&self.0), self.container(id)?);
+        tokio::spawn(async move { container.pause(&inner).await }).await?
+    }
+
+    /// Lets a frozen container go on.
+    pub async fn resume(&self, id: &str) -> Result<(), Error> {
+        let (inner, container) = (Arc::clone(&self.0), self.container(id)?);
+        tokio::spawn(async move { container.resume(&inner).await }).await?
+    }
+
+    /// Signals a process, or with `all` every process of the container.
+    pub fn kill(&self, id: &str, exec_id: &str, number: u32, all: bool) -> Result<(), Error> {
+        self.container(id)?.kill(exec_id, signal(number)?, all)
+    }
+
+    /// Adds a process to a container, to be started by [`Tasks::start`].
+    pub fn exec(&self, request: ExecRequest) -> Result<(), Error> {
+        self.container(request.id.as_str())?.add_exec(&self.0, request)
+    }
+
+    /// Sets the size of a process's terminal.
+    pub fn resize_pty(&self, id: &str, exec_id: &str, width: u32, height: u32) -> Result<(), Error> {
+        let container = self.container(id)?;
+        let process = container.process(exec_id)?;
+        let side = |length: u32| u16::try_from(length).unwrap_or(u16::MAX);
+        match process.resize(side(width), side(height)) {
+            Some(done) => done.map_err(Error::at("resize", "terminal")),
+            // Resizing what has no terminal (yet, or any more) is what clients do in passing.
+            None => Ok(()),
+        }
+    }
+
+    /// Closes a process's standard input.
+    pub fn close_io(&self, id: &str, exec_id: &str) -> Result<(), Error> {
+        let container = self.container(id)?;
+        container.process(exec_id)?.close_stdin();
+        Ok(())
+    }
+
+    /// Sets the container's resources (JSON, as in an OCI specification).
+    pub async fn update(&self, id: &str, resources: Vec<u8>) -> Result<(), Error> {
+        let container = self.container(id)?;
+        tokio::spawn(async move { container.update(&resources).await }).await?
+    }
+
+    /// Waits for the end of a process.
+    pub async fn wait(&self, id: &str, exec_id: &str) -> Result<Ended, Error> {
+        let process = self.container(id)?.process(exec_id)?;
+        Ok(process.wait().await)
+    }
+
+    /// The container's resource usage, as `io.containerd.cgroups.v1.Metrics` or `…v2.Metrics`.
+    pub fn stats(&self, id: &str) -> Result<Any, Error> {
+        metrics::read(&self.container(id)?.cgroup)
+    }
+
+    /// The process id of a container's init, for Connect.
+    pub fn pid(&self, id: &str) -> Result<u32, Error> {
+        Ok(self.container(id)?.exited.pid().unsigned_abs())
+    }
+
+    /// Whether there is no container, nor one coming: a plain task's shim may exit.
+    pub fn is_empty(&self) -> bool {
+        lock(&self.0.slots).is_empty()
+    }
+
+    /// The containers that there are.
+    pub fn ids(&self) -> Vec<Id> {
+        let slots = lock(&self.0.slots);
+        slots.iter().filter(|(_, slot)| matches!(slot, Slot::Here(_))).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Sends SIGKILL to everything in a container. One that is not there is dead enough.
+    pub fn kill_in_place(&self, id: &Id) -> Result<(), Error> {
+        match self.container(id.as_str()) {
+            Ok(container) => container.kill_everything(),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Waits until a container's init has ended and that has been published. `None` when there is no such container.
+    pub async fn exited(&self, id: &Id) -> Option<Ended> {
+        let container = self.container(id.as_str()).ok()?;
+        Some(container.init.wait().await)
+    }
+
+    /// Kills and deletes what is left, publishing exits: the end of the sandbox.
+    pub async fn clear(&self, deadline: Instant) -> Result<(), Error> {
+        let mut first = Ok(());
+        let ids = self.ids();
+        for id in &ids {
+            if let Err(error) = self.kill_in_place(id) {
+                first = first.and(Err(error));
+            }
+        }
+        for id in &ids {
+            let deleted = async {
+                self.exited(id).await;
+                self.delete(id.as_str(), "").await
+            };
+            let outcome = match timeout_at(deadline, deleted).await {
+                Ok(Ok(_) | Err(Error::NoTask(_))) => Ok(()),
+                Ok(Err(error)) => Err(error),
+                Err(_) => Err(Error::Late(format!("the end of task \"{id}\""))),
+            };
+            first = first.and(outcome);
+        }
+        first
+    }
+}
