@@ -11,6 +11,7 @@ mod publisher;
 mod services;
 mod socket;
 mod start;
+mod task;
 
 use std::{
     env,

@@ -34,12 +34,12 @@ impl Cgroup {
     /// the other's own, and killing everything in them would be our end too.
     pub fn of_process(pid: i32) -> Result<Self, Error> {
         let hierarchies = Hierarchies::read()?;
-        let read = |path: &str| {
-            fs::read_to_string(path).map_err(Error::at("read", Path::new(path)))
-        };
+        let read =
+            |path: &str| fs::read_to_string(path).map_err(Error::at("read", Path::new(path)));
         let mut group = hierarchies.parse_groups(&read(&format!("/proc/{pid}/cgroup"))?);
         let own = hierarchies.parse_groups(&read("/proc/self/cgroup")?);
-        let foreign = |path: &Path, own: Option<&PathBuf>| own.is_none_or(|own| !own.starts_with(path));
+        let foreign =
+            |path: &Path, own: Option<&PathBuf>| own.is_none_or(|own| !own.starts_with(path));
         group.v2 = group.v2.filter(|path| foreign(path, own.v2.as_ref()));
         group.v1.retain(|controller, path| foreign(path, own.v1.get(controller)));
         Ok(group)
@@ -82,7 +82,8 @@ impl Cgroup {
     /// The folder that tells most surely which processes belong to the group.
     pub(super) fn membership(&self) -> Option<&Path> {
         let named = ["freezer", "pids", "devices", "memory"];
-        let v1 = || named.iter().find_map(|name| self.v1.get(*name)).or_else(|| self.v1.values().next());
+        let v1 =
+            || named.iter().find_map(|name| self.v1.get(*name)).or_else(|| self.v1.values().next());
         let found = if self.is_unified() { self.v2.as_ref() } else { v1() };
         found.or(self.v2.as_ref()).map(PathBuf::as_path)
     }
@@ -106,7 +107,8 @@ impl Cgroup {
     }
 
     fn ensure_folder(&self, folder: &Path, created: &mut Created) -> Result<(), Error> {
-        let mut missing: Vec<&Path> = folder.ancestors().take_while(|path| !path.exists()).collect();
+        let mut missing: Vec<&Path> =
+            folder.ancestors().take_while(|path| !path.exists()).collect();
         missing.reverse();
         for path in missing {
             match fs::DirBuilder::new().mode(0o755).create(path) {
@@ -148,7 +150,11 @@ impl Cgroup {
     /// except at a hierarchy's root, so this is for a group made for it; a refusal is no error.
     pub fn delegate(&self) {
         if let Some(folder) = self.v2.as_deref().filter(|_| self.is_unified()) {
-            folder.ancestors().skip(1).take_while(|path| path.join("cgroup.controllers").exists()).for_each(pass_on);
+            folder
+                .ancestors()
+                .skip(1)
+                .take_while(|path| path.join("cgroup.controllers").exists())
+                .for_each(pass_on);
         }
     }
 }

@@ -64,7 +64,9 @@ impl Hierarchies {
             };
             let controllers = match system {
                 "cgroup2" => Vec::new(),
-                "cgroup" => options.split(',').filter(|o| is_controller(o)).map(str::to_owned).collect(),
+                "cgroup" => {
+                    options.split(',').filter(|o| is_controller(o)).map(str::to_owned).collect()
+                }
                 _ => continue,
             };
             let mut place = place.split(' ').skip(3);
@@ -135,8 +137,19 @@ fn is_named(hierarchy: &Hierarchy) -> bool {
 
 fn is_controller(option: &str) -> bool {
     const PLAIN: [&str; 13] = [
-        "cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb", "net_cls",
-        "net_prio", "perf_event", "rdma",
+        "cpu",
+        "cpuacct",
+        "cpuset",
+        "memory",
+        "devices",
+        "freezer",
+        "blkio",
+        "pids",
+        "hugetlb",
+        "net_cls",
+        "net_prio",
+        "perf_event",
+        "rdma",
     ];
     PLAIN.contains(&option) || option == "misc" || option.starts_with("name=")
 }
@@ -168,7 +181,10 @@ mod tests {
         let group = Hierarchies::parse(HYBRID)
             .parse_groups("4:memory:/\n3:cpu,cpuacct:/pod/a\n1:name=systemd:/pod/a\n0::/pod/a\n");
         assert_eq!(group.v2.as_deref(), Some(Path::new("/sys/fs/cgroup/unified/pod/a")));
-        assert_eq!(group.v1.get("cpu").map(PathBuf::as_path), Some(Path::new("/sys/fs/cgroup/cpu,cpuacct/pod/a")));
+        assert_eq!(
+            group.v1.get("cpu").map(PathBuf::as_path),
+            Some(Path::new("/sys/fs/cgroup/cpu,cpuacct/pod/a"))
+        );
         assert_eq!(group.v1.get("memory"), None);
     }
 

@@ -24,7 +24,8 @@ impl Cgroup {
             match fs::write(&kill, "1") {
                 // On a hybrid machine processes may have been moved within one hierarchy only: v1 is looked at too.
                 Ok(()) => whole = self.is_unified(),
-                Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::PermissionDenied => {}
+                Err(error)
+                    if is_gone(&error) || error.kind() == io::ErrorKind::PermissionDenied => {}
                 Err(error) => return Err(Error::at("write", &kill)(error)),
             }
         }
@@ -93,7 +94,8 @@ impl Cgroup {
         if let Some(folder) = self.v1.get("freezer") {
             each(folder, &|folder| {
                 let file = folder.join("freezer.state");
-                let (now, wanted) = (fs::read_to_string(&file), if frozen { "FROZEN" } else { "THAWED" });
+                let (now, wanted) =
+                    (fs::read_to_string(&file), if frozen { "FROZEN" } else { "THAWED" });
                 if now.is_ok_and(|now| now.trim() != wanted) {
                     // The group may vanish at any time, which thaws it best.
                     let _ = fs::write(&file, wanted);

@@ -10,7 +10,10 @@ use std::{
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::io::unix::AsyncFd;
 
-use super::{Cgroup, Error, changes::{Changes, watched}};
+use super::{
+    Cgroup, Error,
+    changes::{Changes, watched},
+};
 
 /// Waits for out-of-memory kills in one group.
 pub struct OomWatch {
@@ -28,7 +31,9 @@ impl OomWatch {
     /// Starts to watch. `None` where no memory controller is.
     pub fn new(group: &Cgroup) -> Result<Option<Self>, Error> {
         if let Some(folder) = group.v1.get("memory") {
-            return notified(folder).map(|source| Some(Self { source })).map_err(Error::at("watch", folder));
+            return notified(folder)
+                .map(|source| Some(Self { source }))
+                .map_err(Error::at("watch", folder));
         }
         let Some(file) = group.v2.as_ref().map(|folder| folder.join("memory.events")) else {
             return Ok(None);

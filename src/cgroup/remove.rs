@@ -8,11 +8,14 @@ use std::{
 };
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use tokio::{
-    time::{Instant, sleep, timeout_at},
-};
+use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{Cgroup, Error, changes::{Changes, watched}, group::children, is_gone};
+use super::{
+    Cgroup, Error,
+    changes::{Changes, watched},
+    group::children,
+    is_gone,
+};
 use crate::resource::Released;
 
 /// A dead process leaves its group a moment after its exit can be seen, and v1 tells nobody.
@@ -34,7 +37,9 @@ impl Cgroup {
                     Err(error) if error.kind() != io::ErrorKind::ResourceBusy => {
                         return Err(Error::at("remove cgroup", &folder)(error));
                     }
-                    Err(_) if Instant::now() >= deadline => return Err(Error::Busy { path: folder }),
+                    Err(_) if Instant::now() >= deadline => {
+                        return Err(Error::Busy { path: folder });
+                    }
                     Err(_) => {}
                 }
                 if !self.emptied(deadline).await {

@@ -29,7 +29,8 @@ pub fn from_systemd(name: &str) -> Result<String, Error> {
 
 /// The folders of a slice, from the hierarchy's root.
 fn expand(slice: &str) -> Option<String> {
-    let name = slice.strip_suffix(".slice").filter(|name| !name.is_empty() && !name.contains('/'))?;
+    let name =
+        slice.strip_suffix(".slice").filter(|name| !name.is_empty() && !name.contains('/'))?;
     if name == "-" {
         return Some(String::new());
     }
@@ -64,7 +65,16 @@ mod tests {
 
     #[test]
     fn what_is_no_unit_is_refused() {
-        for name in ["", "a", "a:b", "a.slice:b:", "a:b:c", "a--b.slice:x:y", "../x.slice:a:b", "a.slice:b:c/d"] {
+        for name in [
+            "",
+            "a",
+            "a:b",
+            "a.slice:b:",
+            "a:b:c",
+            "a--b.slice:x:y",
+            "../x.slice:a:b",
+            "a.slice:b:c/d",
+        ] {
             assert!(from_systemd(name).is_err(), "{name:?}");
         }
     }

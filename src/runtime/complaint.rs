@@ -54,7 +54,8 @@ mod tests {
 
     #[test]
     fn an_object_over_several_lines_and_a_torn_end_are_read() {
-        let log = b"{\n \"msg\": \"no\",\n \"level\": \"error\",\n \"time\": \"t\"\n}\n{\"level\":\"err";
+        let log =
+            b"{\n \"msg\": \"no\",\n \"level\": \"error\",\n \"time\": \"t\"\n}\n{\"level\":\"err";
         assert_eq!(find(log).as_deref(), Some("no"));
         assert_eq!(find(b"garbage"), None);
     }

@@ -37,7 +37,10 @@ pub(super) fn find(binary: &Path) -> PathBuf {
     }
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
-        .chain(["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from))
+        .chain(
+            ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+                .map(PathBuf::from),
+        )
         .map(|folder| folder.join(binary))
         .find(|file| file.is_file())
         .unwrap_or_else(|| binary.to_owned())
@@ -80,7 +83,10 @@ impl Call<'_> {
             let given = |end: Option<OwnedFd>| {
                 end.map_or_else(std::process::Stdio::null, |fd| File::from(fd).into())
             };
-            self.command.stdin(given(stdio.stdin)).stdout(given(stdio.stdout)).stderr(given(stdio.stderr));
+            self.command
+                .stdin(given(stdio.stdin))
+                .stdout(given(stdio.stdout))
+                .stderr(given(stdio.stderr));
             let spawned = reaper.spawn(self.command.process_group(0));
             // The command keeps the descriptors open: only the container may be a writer of its output.
             self.command.stdin(std::process::Stdio::null());

@@ -106,7 +106,9 @@ impl Coded for Error {
         match self {
             Self::Run { source: process::Failure::Deadline { .. }, .. } => Code::DeadlineExceeded,
             Self::Missing { .. } => Code::InvalidArgument,
-            Self::Refused { complaint, .. } if complaint.contains("does not exist") => Code::NotFound,
+            Self::Refused { complaint, .. } if complaint.contains("does not exist") => {
+                Code::NotFound
+            }
             Self::Ended => Code::FailedPrecondition,
             Self::Cgroup(error) => error.code(),
             _ => Code::Unknown,

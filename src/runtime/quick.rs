@@ -52,7 +52,9 @@ impl State {
         let mut group = Cgroup::default();
         for (controller, path) in &self.cgroup_paths {
             // A hierarchy's own root is never a container's.
-            if !path.join("cgroup.procs").exists() || !path.parent().is_some_and(|up| up.join("cgroup.procs").exists()) {
+            if !path.join("cgroup.procs").exists()
+                || !path.parent().is_some_and(|up| up.join("cgroup.procs").exists())
+            {
                 continue;
             }
             if controller.is_empty() {
@@ -75,9 +77,9 @@ impl State {
     }
 
     fn is_plain(&self) -> bool {
-        let systemd = ["systemd", "Systemd"]
-            .iter()
-            .any(|key| self.config.cgroups.get(key).is_some_and(|value| value != &Value::Bool(false)));
+        let systemd = ["systemd", "Systemd"].iter().any(|key| {
+            self.config.cgroups.get(key).is_some_and(|value| value != &Value::Bool(false))
+        });
         self.init_process_pid > 0
             && !systemd
             && !self.rootless
@@ -143,12 +145,9 @@ pub async fn delete(settings: &RuntimeSettings, id: &Id, deadline: Instant) -> R
     group.remove(deadline).await?;
     let folder = settings.root.join(id);
     match fs::remove_dir_all(&folder) {
-        Err(source) if source.kind() != ErrorKind::NotFound => Err(Error::File {
-            verb: "delete",
-            deed: "remove",
-            path: folder,
-            source,
-        }),
+        Err(source) if source.kind() != ErrorKind::NotFound => {
+            Err(Error::File { verb: "delete", deed: "remove", path: folder, source })
+        }
         _ => Ok(true),
     }
 }

@@ -45,7 +45,14 @@ impl Runc {
         Call { verb, command, log }
     }
 
-    async fn simple(&self, verb: &'static str, id: &Id, bundle: &Path, arguments: &[&str], input: &[u8]) -> Result<(), Error> {
+    async fn simple(
+        &self,
+        verb: &'static str,
+        id: &Id,
+        bundle: &Path,
+        arguments: &[&str],
+        input: &[u8],
+    ) -> Result<(), Error> {
         let log = log_of(bundle);
         let mut call = self.call(verb, log.as_deref());
         call.command.args(arguments.iter().take_while(|one| one.starts_with('-')));
@@ -79,7 +86,10 @@ fn read_pid(verb: &'static str, path: &Path) -> Result<i32, Error> {
     })?;
     match text.trim().parse() {
         Ok(pid) if pid > 0 => Ok(pid),
-        _ => Err(Error::Garbage { verb, what: format!("{:?} is no process id", text.chars().take(40).collect::<String>()) }),
+        _ => Err(Error::Garbage {
+            verb,
+            what: format!("{:?} is no process id", text.chars().take(40).collect::<String>()),
+        }),
     }
 }
 
@@ -124,8 +134,12 @@ impl OciRuntime for Runc {
         let file = |suffix: &str| Scratch(bundle.join(format!("exec-{exec_id}.{suffix}")));
         let (process, pid, log) = (file("json"), file("pid"), file("log"));
         let text = exec.process.to_string();
-        fs::write(&process.0, text)
-            .map_err(|source| Error::File { verb: "exec", deed: "write", path: process.0.clone(), source })?;
+        fs::write(&process.0, text).map_err(|source| Error::File {
+            verb: "exec",
+            deed: "write",
+            path: process.0.clone(),
+            source,
+        })?;
         let mut call = self.call("exec", Some(&log.0));
         call.command.arg("--process").arg(&process.0).arg("--pid-file").arg(&pid.0).arg("--detach");
         if let Some(console) = &exec.console {
@@ -150,8 +164,10 @@ impl OciRuntime for Runc {
 
     async fn features(&self) -> Result<serde_json::Value, Error> {
         let output = self.call("features", None).run(&self.reaper, b"").await?;
-        serde_json::from_slice(&output.stdout)
-            .map_err(|error| Error::Garbage { verb: "features", what: format!("it printed no JSON: {error}") })
+        serde_json::from_slice(&output.stdout).map_err(|error| Error::Garbage {
+            verb: "features",
+            what: format!("it printed no JSON: {error}"),
+        })
     }
 }
 

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::{AtomicBool, Ordering}},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,7 +21,11 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tokio::{task::AbortHandle, time::timeout};
 
-use super::{Ended, Error, Status, process::{Life, Process}, publish};
+use super::{
+    Ended, Error, Status,
+    process::{Life, Process},
+    publish,
+};
 use crate::events::Events;
 
 /// How long the exit of an init waits for those of the container's other processes, all of which were killed.

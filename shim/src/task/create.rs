@@ -43,7 +43,8 @@ pub(super) async fn create(tasks: &Inner, request: CreateRequest) -> Result<Arc<
     if request.runtime.root.join(&request.id).exists() {
         return Err(Error::Exists(format!("container \"{}\" of the OCI runtime", request.id)));
     }
-    let mut record = Record::new(request.id.clone(), request.bundle.clone(), request.runtime.clone());
+    let mut record =
+        Record::new(request.id.clone(), request.bundle.clone(), request.runtime.clone());
     record.cgroup = planned_group(&spec, request.runtime.systemd_cgroup);
     record.rootfs_mounted = !request.rootfs.is_empty();
     let dir = tasks.pod.tasks_dir();
@@ -142,7 +143,8 @@ async fn run(
 ) -> Result<(Arc<Live>, Exited, Io), Error> {
     let process = spec.get("process").cloned().unwrap_or_default();
     let settings = &request.runtime;
-    let given = (settings.io_uid != 0 || settings.io_gid != 0).then_some((settings.io_uid, settings.io_gid));
+    let given = (settings.io_uid != 0 || settings.io_gid != 0)
+        .then_some((settings.io_uid, settings.io_gid));
     let owner = Owner {
         namespace: &tasks.namespace,
         container: request.id.as_str(),
@@ -154,8 +156,10 @@ async fn run(
         let listener = Listener::new(&tasks.run_dir)?;
         let console = Some(listener.path());
         let create = Create { stdio: mooring::runtime::Stdio::default(), console };
-        let (pid, master) =
-            with_terminal(&listener, async { Ok(runtime.create(&request.id, &request.bundle, create).await?) }).await?;
+        let (pid, master) = with_terminal(&listener, async {
+            Ok(runtime.create(&request.id, &request.bundle, create).await?)
+        })
+        .await?;
         let (live, exited) = (Live::new(pid), tasks.reaper.adopt(pid));
         let io = stdio::open_terminal(&request.streams, master, &owner, &tasks.reaper).await?;
         return Ok((live, exited, io));

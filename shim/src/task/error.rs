@@ -114,7 +114,10 @@ impl Coded for Error {
 }
 
 impl Error {
-    pub(super) fn at(deed: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn at(
+        deed: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { deed, path, source }
     }

@@ -34,8 +34,12 @@ impl Container {
         let _order = self.order.lock().await;
         let live = match self.init.life() {
             Life::Created(live) => live,
-            Life::Stopped(_) => return Err(Error::state(&self.id, "cannot start a process that has ended")),
-            Life::Added(_) | Life::Running(_) => return Err(Error::state(&self.id, "it is started already")),
+            Life::Stopped(_) => {
+                return Err(Error::state(&self.id, "cannot start a process that has ended"));
+            }
+            Life::Added(_) | Life::Running(_) => {
+                return Err(Error::state(&self.id, "it is started already"));
+            }
         };
         let _gate = self.init.gate.lock().await;
         let mut ending = self.exited.clone();
@@ -59,18 +63,27 @@ impl Container {
 
     /// Task.Exec: adds a process, which [`Container::start_exec`] starts.
     pub(super) fn add_exec(&self, tasks: &Inner, request: ExecRequest) -> Result<(), Error> {
-        if self.ending.load(Ordering::SeqCst) || !matches!(self.init.life(), Life::Created(_) | Life::Running(_)) {
+        if self.ending.load(Ordering::SeqCst)
+            || !matches!(self.init.life(), Life::Created(_) | Life::Running(_))
+        {
             return Err(Error::state(&self.id, "cannot exec in a container that has ended"));
         }
-        let mut process: Value = serde_json::from_slice(&request.process)
-            .map_err(|error| Error::Invalid(format!("process of exec \"{}\": {error}", request.exec_id)))?;
+        let mut process: Value = serde_json::from_slice(&request.process).map_err(|error| {
+            Error::Invalid(format!("process of exec \"{}\": {error}", request.exec_id))
+        })?;
         let Some(fields) = process.as_object_mut() else {
-            return Err(Error::Invalid(format!("process of exec \"{}\" is no object", request.exec_id)));
+            return Err(Error::Invalid(format!(
+                "process of exec \"{}\" is no object",
+                request.exec_id
+            )));
         };
         fields.insert("terminal".into(), request.streams.terminal.into());
         let mut execs = lock(&self.execs);
         if request.exec_id == self.id || execs.contains_key(&request.exec_id) {
-            return Err(Error::Exists(format!("exec \"{}\" of task \"{}\"", request.exec_id, self.id)));
+            return Err(Error::Exists(format!(
+                "exec \"{}\" of task \"{}\"",
+                request.exec_id, self.id
+            )));
         }
         let added = Process::new(request.streams, Life::Added(Arc::new(process)), None);
         execs.insert(request.exec_id.clone(), Arc::new(added));
@@ -79,7 +92,11 @@ impl Container {
     }
 
     /// Task.Start of an exec.
-    pub(super) async fn start_exec(self: &Arc<Self>, tasks: &Inner, exec_id: &str) -> Result<u32, Error> {
+    pub(super) async fn start_exec(
+        self: &Arc<Self>,
+        tasks: &Inner,
+        exec_id: &str,
+    ) -> Result<u32, Error> {
         let process = self.exec(exec_id)?;
         let exec_id = Id::new(exec_id)?;
         let _gate = process.gate.lock().await;
@@ -114,7 +131,8 @@ impl Container {
         spec: &Value,
     ) -> Result<(i32, Io), Error> {
         let settings = &self.record.runtime;
-        let given = (settings.io_uid != 0 || settings.io_gid != 0).then_some((settings.io_uid, settings.io_gid));
+        let given = (settings.io_uid != 0 || settings.io_gid != 0)
+            .then_some((settings.io_uid, settings.io_gid));
         let owner = Owner {
             namespace: &tasks.namespace,
             container: self.id.as_str(),
@@ -170,7 +188,10 @@ impl Container {
     pub(super) async fn update(&self, resources: &[u8]) -> Result<(), Error> {
         let _order = self.order.lock().await;
         if serde_json::from_slice::<Value>(resources).map_or(true, |value| !value.is_object()) {
-            return Err(Error::Invalid(format!("resources of task \"{}\" are no JSON object", self.id)));
+            return Err(Error::Invalid(format!(
+                "resources of task \"{}\" are no JSON object",
+                self.id
+            )));
         }
         Ok(self.runtime.update(&self.id, &self.bundle, resources).await?)
     }

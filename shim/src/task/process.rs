@@ -60,7 +60,13 @@ impl Live {
 impl Process {
     pub(super) fn new(streams: Streams, life: Life, io: Option<Io>) -> Self {
         let gate = tokio::sync::Mutex::new(());
-        Self { streams, life: Mutex::new(life), gate, ended: watch::channel(None).0, io: Mutex::new(io) }
+        Self {
+            streams,
+            life: Mutex::new(life),
+            gate,
+            ended: watch::channel(None).0,
+            io: Mutex::new(io),
+        }
     }
 
     pub(super) fn life(&self) -> Life {

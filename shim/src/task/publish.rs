@@ -4,8 +4,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use containerd_shim_protos::{
     events::task::{
-        TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused,
-        TaskResumed, TaskStart,
+        TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM,
+        TaskPaused, TaskResumed, TaskStart,
     },
     protobuf::{MessageField, well_known_types::timestamp::Timestamp},
 };
@@ -42,7 +42,11 @@ pub(super) fn created(events: &dyn Events, request: &CreateRequest, pid: u32) {
     for (to, from) in event.rootfs.iter_mut().zip(&request.rootfs) {
         to.type_.clone_from(&from.kind);
         to.source.clone_from(&from.source);
-        to.target = from.target.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+        to.target = from
+            .target
+            .as_ref()
+            .map(|path| path.to_string_lossy().into_owned())
+            .unwrap_or_default();
         to.options.clone_from(&from.options);
     }
     events.publish("/tasks/create", &event);
@@ -97,11 +101,17 @@ pub(super) fn exec_started(events: &dyn Events, id: &Id, exec: &Id, pid: u32) {
 }
 
 pub(super) fn paused(events: &dyn Events, id: &Id) {
-    events.publish("/tasks/paused", &TaskPaused { container_id: id.to_string(), ..TaskPaused::default() });
+    events.publish(
+        "/tasks/paused",
+        &TaskPaused { container_id: id.to_string(), ..TaskPaused::default() },
+    );
 }
 
 pub(super) fn resumed(events: &dyn Events, id: &Id) {
-    events.publish("/tasks/resumed", &TaskResumed { container_id: id.to_string(), ..TaskResumed::default() });
+    events.publish(
+        "/tasks/resumed",
+        &TaskResumed { container_id: id.to_string(), ..TaskResumed::default() },
+    );
 }
 
 pub(super) fn oom(events: &dyn Events, id: &Id) {

@@ -15,8 +15,9 @@ pub(super) fn read(bundle: &Path) -> Result<Value, Error> {
         }
         _ => Error::at("read", &path)(error),
     })?;
-    let spec: Value = serde_json::from_slice(&text)
-        .map_err(|error| Error::Invalid(format!("{} is no OCI specification: {error}", path.display())))?;
+    let spec: Value = serde_json::from_slice(&text).map_err(|error| {
+        Error::Invalid(format!("{} is no OCI specification: {error}", path.display()))
+    })?;
     if spec.is_object() {
         return Ok(spec);
     }
@@ -77,8 +78,10 @@ const OPEN_PROFILE: &str = "cri-containerd.apparmor.d";
 pub(super) fn needs_relay(process: &Value) -> bool {
     let text = |key| process.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
     let labelled = text("selinuxLabel").is_some() && Path::new("/sys/fs/selinux/enforce").exists();
-    let profiled = text("apparmorProfile").is_some_and(|name| name != OPEN_PROFILE && name != "unconfined")
-        && fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|on| on.starts_with('Y'));
+    let profiled = text("apparmorProfile")
+        .is_some_and(|name| name != OPEN_PROFILE && name != "unconfined")
+        && fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+            .is_ok_and(|on| on.starts_with('Y'));
     labelled || profiled
 }
 
@@ -100,7 +103,10 @@ mod tests {
     fn ids_are_mapped_to_the_hosts() {
         let ranges = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
         let spec = json!({"linux": {"uidMappings": ranges, "gidMappings": ranges}});
-        assert_eq!(mapped_owner(&spec, &json!({"user": {"uid": 7, "gid": 8}})), Some((100_007, 100_008)));
+        assert_eq!(
+            mapped_owner(&spec, &json!({"user": {"uid": 7, "gid": 8}})),
+            Some((100_007, 100_008))
+        );
         assert_eq!(mapped_owner(&spec, &json!({"user": {"uid": 1000, "gid": 8}})), None);
         assert_eq!(mapped_owner(&json!({}), &json!({})), None);
     }

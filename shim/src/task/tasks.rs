@@ -151,7 +151,8 @@ impl Tasks {
             .filter_map(|(id, process)| Some((process.live()?.pid, id.clone())))
             .collect();
         let pids = container.cgroup.pids()?;
-        let member = |pid: i32| Member { pid: pid.unsigned_abs(), exec_id: execs.get(&pid).cloned() };
+        let member =
+            |pid: i32| Member { pid: pid.unsigned_abs(), exec_id: execs.get(&pid).cloned() };
         Ok(pids.into_iter().map(member).collect())
     }
 
@@ -178,7 +179,13 @@ impl Tasks {
     }
 
     /// Sets the size of a process's terminal.
-    pub fn resize_pty(&self, id: &str, exec_id: &str, width: u32, height: u32) -> Result<(), Error> {
+    pub fn resize_pty(
+        &self,
+        id: &str,
+        exec_id: &str,
+        width: u32,
+        height: u32,
+    ) -> Result<(), Error> {
         let container = self.container(id)?;
         let process = container.process(exec_id)?;
         let side = |length: u32| u16::try_from(length).unwrap_or(u16::MAX);
@@ -226,7 +233,11 @@ impl Tasks {
     /// The containers that there are.
     pub fn ids(&self) -> Vec<Id> {
         let slots = lock(&self.0.slots);
-        slots.iter().filter(|(_, slot)| matches!(slot, Slot::Here(_))).map(|(id, _)| id.clone()).collect()
+        slots
+            .iter()
+            .filter(|(_, slot)| matches!(slot, Slot::Here(_)))
+            .map(|(id, _)| id.clone())
+            .collect()
     }
 
     /// Sends SIGKILL to everything in a container. One that is not there is dead enough.

@@ -10,15 +10,15 @@ use std::{
     time::Duration,
 };
 
-use mooring::{container::Pinned, process::{Exited, Reaper}};
-use rustix::{
-    io::fcntl_dupfd_cloexec,
-    process::Signal,
+use mooring::{
+    container::Pinned,
+    process::{Exited, Reaper},
 };
+use rustix::{io::fcntl_dupfd_cloexec, process::Signal};
 use tokio::{io::Interest, time::timeout};
 
-use super::{Owner, copy::watched, uri::Program};
 use super::super::Error;
+use super::{Owner, copy::watched, uri::Program};
 
 /// How long it may take to say that it is ready.
 const READY: Duration = Duration::from_secs(10);
@@ -42,11 +42,15 @@ impl Logger {
         owner: &Owner<'_>,
         reaper: &Reaper,
     ) -> Result<Self, Error> {
-        let (ready, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK)
-            .map_err(|error| Error::at("make", "pipe")(error.into()))?;
+        let (ready, tell) = rustix::pipe::pipe_with(
+            rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK,
+        )
+        .map_err(|error| Error::at("make", "pipe")(error.into()))?;
         let fail = |deed| Error::at(deed, &program.path);
         // Out of the way of the numbers that they are to get.
-        let high = |fd: &OwnedFd| fcntl_dupfd_cloexec(fd, 16).map_err(|error| fail("start log program")(error.into()));
+        let high = |fd: &OwnedFd| {
+            fcntl_dupfd_cloexec(fd, 16).map_err(|error| fail("start log program")(error.into()))
+        };
         let ends = [high(stdout)?, high(stderr)?, high(&tell)?];
         let mut command = Command::new(&program.path);
         command
@@ -80,8 +84,12 @@ impl Logger {
             Ok(Ok(true)) => Ok(logger),
             Ok(Ok(false)) if !program.speaks => Ok(logger),
             Ok(Err(error)) => Err(fail("wait for log program")(error)),
-            Ok(Ok(false)) => Err(fail("wait for log program")(io::Error::other("it did not say that it is ready"))),
-            Err(_) => Err(Error::Late(format!("readiness of log program {}", program.path.display()))),
+            Ok(Ok(false)) => Err(fail("wait for log program")(io::Error::other(
+                "it did not say that it is ready",
+            ))),
+            Err(_) => {
+                Err(Error::Late(format!("readiness of log program {}", program.path.display())))
+            }
         }
     }
 

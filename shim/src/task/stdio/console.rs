@@ -54,12 +54,19 @@ impl Listener {
                 let mut control = RecvAncillaryBuffer::new(&mut space);
                 // The runtime sends the terminal's name along, of which nothing is made.
                 let mut name = [0; 4096];
-                recvmsg(&stream, &mut [IoSliceMut::new(&mut name)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+                recvmsg(
+                    &stream,
+                    &mut [IoSliceMut::new(&mut name)],
+                    &mut control,
+                    RecvFlags::CMSG_CLOEXEC,
+                )?;
                 let sent = control.drain().find_map(|message| match message {
                     RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
                     _ => None,
                 });
-                sent.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no descriptor was sent"))
+                sent.ok_or_else(|| {
+                    io::Error::new(io::ErrorKind::InvalidData, "no descriptor was sent")
+                })
             })
             .await
             .map_err(fail())

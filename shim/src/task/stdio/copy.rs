@@ -30,7 +30,9 @@ pub(super) enum Sink {
 
 impl Sink {
     pub(super) fn descriptor(descriptor: OwnedFd, name: &Path) -> Result<Self, Error> {
-        watched(descriptor, Interest::WRITABLE).map(Self::Descriptor).map_err(Error::at("watch", name))
+        watched(descriptor, Interest::WRITABLE)
+            .map(Self::Descriptor)
+            .map_err(Error::at("watch", name))
     }
 
     async fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
@@ -55,8 +57,9 @@ impl Sink {
 
 /// Copies from `source`, which does not block, until it ends.
 pub(super) fn start(source: OwnedFd, mut sink: Sink, name: &Path) -> Result<JoinHandle<()>, Error> {
-    let regular = rustix::fs::fstat(&source)
-        .is_ok_and(|known| rustix::fs::FileType::from_raw_mode(known.st_mode) == rustix::fs::FileType::RegularFile);
+    let regular = rustix::fs::fstat(&source).is_ok_and(|known| {
+        rustix::fs::FileType::from_raw_mode(known.st_mode) == rustix::fs::FileType::RegularFile
+    });
     if regular {
         // A file as input: there is no readiness to wait for.
         return Ok(tokio::spawn(async move {

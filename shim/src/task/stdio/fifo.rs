@@ -2,7 +2,10 @@
 
 use std::{
     fs::{File, OpenOptions},
-    os::{fd::{AsRawFd, OwnedFd}, unix::fs::OpenOptionsExt},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
     path::Path,
 };
 
@@ -12,7 +15,8 @@ use super::{super::Error, is_fifo};
 pub(super) fn output(path: &Path) -> Result<(OwnedFd, OwnedFd), Error> {
     let both = both(path)?;
     let again = reopen(&both);
-    let writer = OpenOptions::new().write(true).open(&again).map_err(Error::at("open for writing", path))?;
+    let writer =
+        OpenOptions::new().write(true).open(&again).map_err(Error::at("open for writing", path))?;
     let reader = OpenOptions::new()
         .read(true)
         .custom_flags(nix::libc::O_NONBLOCK)
@@ -24,13 +28,16 @@ pub(super) fn output(path: &Path) -> Result<(OwnedFd, OwnedFd), Error> {
 /// A reading end for the process, and a writing one that is kept until standard input is closed. What is no fifo is
 /// simply read.
 pub(super) fn input(path: &Path) -> Result<(OwnedFd, Option<OwnedFd>), Error> {
-    let read = |from: &Path| OpenOptions::new().read(true).open(from).map_err(Error::at("open for reading", path));
+    let read = |from: &Path| {
+        OpenOptions::new().read(true).open(from).map_err(Error::at("open for reading", path))
+    };
     if !is_fifo(path) {
         return Ok((read(path)?.into(), None));
     }
     let both = both(path)?;
     let again = reopen(&both);
-    let writer = OpenOptions::new().write(true).open(&again).map_err(Error::at("open for writing", path))?;
+    let writer =
+        OpenOptions::new().write(true).open(&again).map_err(Error::at("open for writing", path))?;
     Ok((read(&again)?.into(), Some(writer.into())))
 }
 

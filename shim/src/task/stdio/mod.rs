@@ -23,7 +23,10 @@ mod uri;
 
 use std::{
     fs::{self, File},
-    os::{fd::OwnedFd, unix::fs::{FileTypeExt, OpenOptionsExt}},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileTypeExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -33,8 +36,8 @@ use mooring::{process::Reaper, runtime};
 use rustix::fs::{Gid, Uid};
 use tokio::{task::JoinHandle, time::timeout};
 
-pub(super) use console::Listener;
 use console::Console;
+pub(super) use console::Listener;
 use copy::Sink;
 use uri::Target;
 
@@ -158,7 +161,8 @@ pub(super) async fn open(
     if let Target::Binary(program) = uri::parse(&streams.stdout)? {
         let (out_read, out_write) = pipe(owner)?;
         let (err_read, err_write) = pipe(owner)?;
-        io.logger = Some(binary::Logger::start(&program, &out_read, &err_read, owner, reaper).await?);
+        io.logger =
+            Some(binary::Logger::start(&program, &out_read, &err_read, owner, reaper).await?);
         io.readers.extend([out_read, err_read]);
         stdio.stdout = Some(out_write);
         stdio.stderr = Some(err_write);
@@ -172,7 +176,9 @@ pub(super) async fn open(
 fn output(uri: &str, mode: Mode, owner: &Owner<'_>, io: &mut Io) -> Result<Option<OwnedFd>, Error> {
     match uri::parse(uri)? {
         Target::Nothing => Ok(None),
-        Target::Binary(_) => Err(Error::Invalid(format!("stderr {uri:?}: a log program is named by stdout"))),
+        Target::Binary(_) => {
+            Err(Error::Invalid(format!("stderr {uri:?}: a log program is named by stdout")))
+        }
         Target::File(path) => append(&path).map(Some),
         Target::Fifo(path) if !is_fifo(&path) => append(&path).map(Some),
         Target::Fifo(path) => {
@@ -207,7 +213,8 @@ pub(super) async fn open_terminal(
         Target::Binary(program) => {
             let (out_read, out_write) = pipe(owner)?;
             let (err_read, _) = pipe(owner)?;
-            io.logger = Some(binary::Logger::start(&program, &out_read, &err_read, owner, reaper).await?);
+            io.logger =
+                Some(binary::Logger::start(&program, &out_read, &err_read, owner, reaper).await?);
             io.readers.push(out_read);
             copy::set_nonblocking(&out_write, terminal)?;
             Sink::descriptor(out_write, terminal)?
@@ -240,7 +247,9 @@ pub(super) async fn open_terminal(
 fn fifo_path(uri: &str) -> Result<PathBuf, Error> {
     match uri::parse(uri)? {
         Target::Fifo(path) | Target::File(path) => Ok(path),
-        Target::Nothing | Target::Binary(_) => Err(Error::Invalid(format!("stdin {uri:?} is no fifo"))),
+        Target::Nothing | Target::Binary(_) => {
+            Err(Error::Invalid(format!("stdin {uri:?} is no fifo")))
+        }
     }
 }
 

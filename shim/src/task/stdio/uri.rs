@@ -27,10 +27,16 @@ pub(super) fn parse(uri: &str) -> Result<Target, Error> {
     }
     let invalid = |what: &str| Error::Invalid(format!("stream {uri:?}: {what}"));
     let Some((scheme, rest)) = uri.split_once("://") else {
-        return if uri.starts_with('/') { Ok(Target::Fifo(uri.into())) } else { Err(invalid("no absolute path")) };
+        return if uri.starts_with('/') {
+            Ok(Target::Fifo(uri.into()))
+        } else {
+            Err(invalid("no absolute path"))
+        };
     };
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let path = decode(path).filter(|path| path.starts_with('/')).ok_or_else(|| invalid("no absolute path"))?;
+    let path = decode(path)
+        .filter(|path| path.starts_with('/'))
+        .ok_or_else(|| invalid("no absolute path"))?;
     match scheme {
         "fifo" => Ok(Target::Fifo(path.into())),
         "file" => Ok(Target::File(path.into())),
@@ -39,17 +45,24 @@ pub(super) fn parse(uri: &str) -> Result<Target, Error> {
             for pair in query.split('&').filter(|pair| !pair.is_empty()) {
                 let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
                 for part in [key, value] {
-                    let part = decode(&part.replace('+', " ")).ok_or_else(|| invalid("bad escape"))?;
+                    let part =
+                        decode(&part.replace('+', " ")).ok_or_else(|| invalid("bad escape"))?;
                     arguments.push(part);
                 }
             }
             // A value that was not given is no argument.
             arguments = arguments
                 .chunks(2)
-                .flat_map(|pair| pair.iter().enumerate().filter(|(at, part)| *at == 0 || !part.is_empty()))
+                .flat_map(|pair| {
+                    pair.iter().enumerate().filter(|(at, part)| *at == 0 || !part.is_empty())
+                })
                 .map(|(_, part)| part.clone())
                 .collect();
-            Ok(Target::Binary(Program { path: path.into(), arguments, speaks: scheme == "binary-v2" }))
+            Ok(Target::Binary(Program {
+                path: path.into(),
+                arguments,
+                speaks: scheme == "binary-v2",
+            }))
         }
         _ => Err(invalid("unknown scheme")),
     }
@@ -61,7 +74,9 @@ fn decode(text: &str) -> Option<String> {
     while let Some(byte) = bytes.next() {
         if byte == b'%' {
             let digits = [bytes.next()?, bytes.next()?];
-            let digits = std::str::from_utf8(&digits).ok().filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()))?;
+            let digits = std::str::from_utf8(&digits)
+                .ok()
+                .filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()))?;
             decoded.push(u8::from_str_radix(digits, 16).ok()?);
         } else {
             decoded.push(byte);
@@ -79,7 +94,9 @@ mod tests {
         assert_eq!(parse("").unwrap(), Target::Nothing);
         assert_eq!(parse("/run/a").unwrap(), Target::Fifo("/run/a".into()));
         assert_eq!(parse("file:///var/log/a%20b").unwrap(), Target::File("/var/log/a b".into()));
-        let Target::Binary(program) = parse("binary-v2:///bin/log?a=1&b=x+y&c").unwrap() else { panic!() };
+        let Target::Binary(program) = parse("binary-v2:///bin/log?a=1&b=x+y&c").unwrap() else {
+            panic!()
+        };
         assert_eq!(program.arguments, ["a", "1", "b", "x y", "c"]);
         assert!(program.speaks);
     }

@@ -1,0 +1,8 @@
+//! Real containers, run by the runtimes that `make test` fetches.
+
+mod bad;
+mod control;
+mod life;
+mod speed;
+mod stage;
+mod streams;
