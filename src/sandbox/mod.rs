@@ -8,6 +8,7 @@ mod create;
 pub mod daemon_record;
 mod door;
 mod error;
+mod images;
 pub mod keeper;
 pub mod pod_cgroup;
 mod progress;

@@ -27,6 +27,7 @@ impl Sandbox {
         let files = FilesRecord::in_dir(&self.env.run_dir());
         let shm = (pod.config.ipc == Scope::Pod).then(|| ShmRecord::in_dir(&self.env.run_dir()));
         let added = spec::add_pod_files(document, &spec::PodFiles::of(&files, shm.as_ref()))?;
+        self.mount_images(&pod, document).await?;
         if let Some(wanted) = label::mount_label(document)
             && label::is_enabled()
         {

@@ -275,6 +275,11 @@ impl Pod {
         Ok(blocking(move || with(&store, |s| s.held(entry, resource))).await??)
     }
 
+    pub(super) async fn released(&self, entry: usize) -> Result<(), Error> {
+        let store = Arc::clone(&self.store);
+        Ok(blocking(move || with(&store, |s| s.released(entry))).await??)
+    }
+
     async fn update(&self, entry: usize, resource: Resource) -> Result<(), Error> {
         let store = Arc::clone(&self.store);
         Ok(blocking(move || with(&store, |s| s.update(entry, resource))).await??)

@@ -10,7 +10,11 @@ use crate::{
     containerd::{Containerd, lease},
     error::{Code, Coded},
     id::Id,
-    mounts::{files, kernel::System, shm},
+    mounts::{
+        files, image,
+        kernel::{Kernel, System},
+        shm,
+    },
     network::{self, CniPlugins, netns},
     resource::Released,
     teardown::{
@@ -241,6 +245,10 @@ pub(super) async fn release(
                 }
                 detached => Ok(detached?),
             }
+        }
+        Resource::ImageVolume(record) => {
+            let kernel: Arc<dyn Kernel> = Arc::new(System);
+            Ok(image::release(&**containerd, &kernel, &record, deadline).await?)
         }
         Resource::Lease(record) => Ok(lease::release(&**containerd, &record, deadline).await?),
     }

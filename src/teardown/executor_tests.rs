@@ -142,7 +142,7 @@ impl Bench {
 
     /// One run by a process that has just started: all it knows is the journal.
     async fn run(&self) -> Result<(), super::TeardownError> {
-        let store = Arc::new(Mutex::new(Store::open(self.folder.path(), false).unwrap().unwrap()));
+        let store = Arc::new(Mutex::new(Store::open(self.folder.path(), true).unwrap().unwrap()));
         let executor = Executor { sandbox: &self.id, store, work: &self.fake, observer: &Deaf };
         executor.run().await
     }

@@ -23,7 +23,7 @@ use crate::{
     error::{Code, Coded},
     failpoint,
     id::Id,
-    mounts::{files::FilesRecord, shm::ShmRecord},
+    mounts::{files::FilesRecord, image::ImageVolumeRecord, shm::ShmRecord},
     network::{AttachmentRecord, netns::NetnsRecord},
     sandbox::{keeper::KeeperRecord, pod_cgroup::PodCgroupRecord},
 };
@@ -50,6 +50,8 @@ pub enum Resource {
     Keeper(KeeperRecord),
     /// CNI attachments.
     Network(Box<AttachmentRecord>),
+    /// A mounted image.
+    ImageVolume(ImageVolumeRecord),
     /// The lease that keeps the sandbox's snapshots.
     Lease(LeaseRecord),
 }
@@ -64,13 +66,14 @@ impl Resource {
             Self::Netns(_) => "netns",
             Self::Keeper(_) => "keeper",
             Self::Network(_) => "network",
+            Self::ImageVolume(_) => "image_volume",
             Self::Lease(_) => "lease",
         }
     }
 
     /// Whether it is still there after a reboot.
     fn outlives_reboot(&self) -> bool {
-        matches!(self, Self::Network(_) | Self::Lease(_))
+        matches!(self, Self::Network(_) | Self::ImageVolume(_) | Self::Lease(_))
     }
 }
 

@@ -98,7 +98,7 @@ pub const PLAN: &[StepSpec] = &[
     line(Step::Nri, None, 5, Policy::Warn),
     line(Step::Network, Some(|r| matches!(r, Resource::Network(_))), 180, Policy::Abort),
     line(Step::Netns, Some(|r| matches!(r, Resource::Netns(_))), 10, Policy::Abort),
-    line(Step::ImageVolumes, Some(|_| false), 30, Policy::Abort),
+    line(Step::ImageVolumes, Some(|r| matches!(r, Resource::ImageVolume(_))), 30, Policy::Abort),
     line(Step::Shm, Some(|r| matches!(r, Resource::Shm(_))), 10, Policy::Abort),
     line(Step::Files, Some(|r| matches!(r, Resource::Files(_))), 10, Policy::Abort),
     line(Step::Cgroup, Some(|r| matches!(r, Resource::Cgroup(_))), 10, Policy::Abort),
