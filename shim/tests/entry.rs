@@ -1,0 +1,250 @@
+//! The binary as containerd calls it: `start`, the daemon behind it, and its end.
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use containerd_shim_protos::{
+    TaskClient,
+    api::{ConnectRequest, PidsRequest, ShutdownRequest},
+    bootstrap_api::{BootstrapParams, Extension},
+    protobuf::{Message, MessageField, well_known_types::any::Any},
+    sandbox_api::PlatformRequest,
+    sandbox_sync::SandboxClient,
+    ttrpc::{self, Client, Code, context::with_duration},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+const SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-mooring-v1");
+
+/// A bundle, and a folder for sockets, both gone at the end.
+struct Bundle {
+    folder: tempfile::TempDir,
+    id: String,
+}
+
+impl Bundle {
+    fn new(id: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&folder.path().join("log"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        Self { folder, id: id.into() }
+    }
+
+    fn sockets(&self) -> PathBuf {
+        self.folder.path().join("s")
+    }
+
+    fn params(&self, options: Option<Any>) -> Vec<u8> {
+        let extension = |any| Extension { value: MessageField::some(any), ..Extension::default() };
+        let params = BootstrapParams {
+            instance_id: self.id.clone(),
+            namespace: "entry-test".into(),
+            containerd_ttrpc_address: self.folder.path().join("ttrpc").display().to_string(),
+            extensions: options.map(extension).into_iter().collect(),
+            socket_dir: Some(self.sockets().display().to_string()),
+            ..BootstrapParams::default()
+        };
+        params.write_to_bytes().unwrap()
+    }
+
+    fn start_with(&self, input: &[u8]) -> Output {
+        let mut child = Command::new(SHIM)
+            .args(["-namespace", "entry-test", "-publish-binary", "containerd"])
+            .arg("-address")
+            .arg(self.folder.path().join("grpc"))
+            .args(["-id", &self.id, "start"])
+            .current_dir(self.folder.path())
+            .env("MOORING_CONFIG", self.folder.path().join("config.toml"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    fn start(&self) -> Daemon {
+        let output = self.start_with(&self.params(None));
+        let answer = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{answer}");
+        let address = answer
+            .strip_prefix("{\"version\":3,\"address\":\"")
+            .and_then(|rest| rest.strip_suffix("\",\"protocol\":\"ttrpc\"}"))
+            .unwrap_or_else(|| panic!("{answer}"));
+        let client = Client::connect(address).unwrap();
+        let task = TaskClient::new(client.clone());
+        let request = ConnectRequest { id: self.id.clone(), ..ConnectRequest::default() };
+        let connected = task.connect(soon(), &request).unwrap();
+        let pid = Pid::from_raw(i32::try_from(connected.shim_pid).unwrap());
+        Daemon { pid, socket: address.strip_prefix("unix://").unwrap().into(), client, task }
+    }
+}
+
+struct Daemon {
+    pid: Pid,
+    socket: PathBuf,
+    client: Client,
+    task: TaskClient,
+}
+
+impl Daemon {
+    /// Whether the process is there and no zombie.
+    fn lives(&self) -> bool {
+        fs::read_to_string(format!("/proc/{}/stat", self.pid)).is_ok_and(|s| !s.contains(") Z "))
+    }
+
+    fn ends_within(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        while self.lives() {
+            if Instant::now() > end {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.lives() {
+            let _ = kill(self.pid, Signal::SIGKILL);
+        }
+    }
+}
+
+fn soon() -> ttrpc::context::Context {
+    with_duration(Duration::from_secs(10))
+}
+
+fn code<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> Code {
+    match result {
+        Err(ttrpc::Error::RpcStatus(status)) => status.code(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn is_empty(folder: &Path) -> bool {
+    fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none())
+}
+
+#[test]
+fn a_second_start_finds_the_first_ones_daemon() {
+    let bundle = Bundle::new("twice");
+    let first = bundle.start();
+    let second = bundle.start();
+    assert_eq!(first.pid, second.pid);
+    assert_eq!(first.socket, second.socket);
+}
+
+#[test]
+fn the_daemon_is_on_its_own() {
+    let daemon = Bundle::new("alone").start();
+    let proc = PathBuf::from(format!("/proc/{}", daemon.pid));
+    assert_eq!(fs::read_link(proc.join("cwd")).unwrap(), Path::new("/"));
+    for fd in ["0", "1", "2"] {
+        assert_eq!(fs::read_link(proc.join("fd").join(fd)).unwrap(), Path::new("/dev/null"));
+    }
+    let session = nix::unistd::getsid(Some(daemon.pid)).unwrap();
+    assert_eq!(session, daemon.pid);
+    assert_eq!(fs::read_dir(proc.join("task")).unwrap().count(), 1);
+}
+
+#[test]
+fn a_daemon_that_was_killed_is_replaced() {
+    let bundle = Bundle::new("killed");
+    let first = bundle.start();
+    kill(first.pid, Signal::SIGKILL).unwrap();
+    assert!(first.ends_within(Duration::from_secs(5)));
+    assert!(first.socket.exists());
+    let second = bundle.start();
+    assert_ne!(first.pid, second.pid);
+}
+
+#[test]
+fn what_containerd_asks_after_its_own_restart_is_answered() {
+    let daemon = Bundle::new("again").start();
+    let pids = PidsRequest { id: "again".into(), ..PidsRequest::default() };
+    assert_eq!(code(daemon.task.pids(soon(), &pids)), Code::NOT_FOUND);
+    let connect = ConnectRequest { id: "other".into(), ..ConnectRequest::default() };
+    assert_eq!(code(daemon.task.connect(soon(), &connect)), Code::NOT_FOUND);
+    let sandbox = SandboxClient::new(daemon.client.clone());
+    let platform =
+        |id: &str| PlatformRequest { sandbox_id: id.into(), ..PlatformRequest::default() };
+    let answer = sandbox.platform(soon(), &platform("again")).unwrap();
+    assert_eq!(answer.platform.os, "linux");
+    assert_eq!(code(sandbox.platform(soon(), &platform("other"))), Code::NOT_FOUND);
+}
+
+#[test]
+fn shutdown_is_answered_then_nothing_is_left() {
+    let bundle = Bundle::new("ends");
+    let daemon = bundle.start();
+    let request = ShutdownRequest { id: "ends".into(), ..ShutdownRequest::default() };
+    daemon.task.shutdown(soon(), &request).unwrap();
+    assert!(daemon.ends_within(Duration::from_millis(90)), "waited for nothing");
+    assert!(is_empty(&bundle.sockets()));
+}
+
+#[test]
+fn a_signal_ends_a_daemon_that_holds_nothing() {
+    let bundle = Bundle::new("signal");
+    let daemon = bundle.start();
+    kill(daemon.pid, Signal::SIGTERM).unwrap();
+    assert!(daemon.ends_within(Duration::from_secs(5)));
+    assert!(!daemon.socket.exists());
+}
+
+#[test]
+fn a_start_that_fails_says_why_and_leaves_nothing() {
+    let bundle = Bundle::new("fails");
+    let runc = "containerd.runc.v1.Options";
+    let torn = Any { type_url: runc.into(), value: vec![0x32], ..Any::default() };
+    let output = bundle.start_with(&bundle.params(Some(torn)));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty());
+    let complaint = String::from_utf8(output.stderr).unwrap();
+    assert!(complaint.contains(runc), "{complaint}");
+    assert!(is_empty(&bundle.sockets()));
+}
+
+#[test]
+fn a_container_of_a_sandbox_is_sent_to_the_sandboxs_shim() {
+    let bundle = Bundle::new("pod");
+    let daemon = bundle.start();
+    fs::write(bundle.folder.path().join("sandbox"), "pod").unwrap();
+    let container = Bundle { id: "container".into(), ..bundle };
+    let answer = container.start_with(&container.params(None));
+    let answer = String::from_utf8(answer.stdout).unwrap();
+    assert!(answer.contains(daemon.socket.to_str().unwrap()), "{answer}");
+
+    kill(daemon.pid, Signal::SIGKILL).unwrap();
+    assert!(daemon.ends_within(Duration::from_secs(5)));
+    let answer = container.start_with(&container.params(None));
+    assert_eq!(answer.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&answer.stderr).contains("sandbox \"pod\""));
+}
+
+#[test]
+fn the_log_reaches_the_bundles_pipe() {
+    let bundle = Bundle::new("logs");
+    fs::write(bundle.folder.path().join("config.toml"), "Surprise = 1\n").unwrap();
+    let daemon = bundle.start();
+    let log =
+        fs::File::options().read(true).write(true).open(bundle.folder.path().join("log")).unwrap();
+    let mut lines = [0; 4096];
+    let read = std::io::Read::read(&mut &log, &mut lines).unwrap();
+    let lines = String::from_utf8_lossy(&lines[..read]);
+    assert!(lines.contains("level=warning msg=\"unknown option \\\"Surprise\\\""), "{lines}");
+    assert!(lines.contains("namespace=entry-test id=logs"), "{lines}");
+    assert!(UnixStream::connect(&daemon.socket).is_ok());
+}
