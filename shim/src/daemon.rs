@@ -46,7 +46,7 @@ enum Error {
     #[error(transparent)]
     Options(#[from] options::Error),
     #[error("enter the cgroup {path:?}: {source}")]
-    Cgroup { path: String, source: io::Error },
+    Cgroup { path: String, source: mooring::cgroup::Error },
     #[error("serve: {0}")]
     Serve(#[from] containerd_shim_protos::ttrpc::Error),
 }

@@ -3,16 +3,14 @@
 use std::{
     fs, io,
     os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
-    path::{Component, Path, PathBuf},
 };
 
+use mooring::cgroup;
 use nix::{
     sys::prctl,
     unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, getppid, setsid},
 };
 
-/// Where the kernel's control groups are mounted.
-const CGROUPS: &str = "/sys/fs/cgroup";
 /// The score that makes the kernel choose a process first when memory is short.
 const WORST_SCORE: i32 = 1000;
 
@@ -61,57 +59,19 @@ pub fn set_oom_score(parent: i32) -> io::Result<()> {
 }
 
 /// Moves this process into the control group `path`, which is made where it does not exist.
-pub fn enter_cgroup(path: &str) -> io::Result<()> {
-    let below = relative(path)?;
-    for root in hierarchies()? {
-        let folder = root.join(&below);
-        fs::create_dir_all(&folder)?;
-        fs::write(folder.join("cgroup.procs"), "0")?;
+pub fn enter_cgroup(path: &str) -> Result<(), cgroup::Error> {
+    let group = cgroup::Hierarchies::read()?.group(path)?;
+    group.ensure()?;
+    for folder in group.folders() {
+        let path = folder.join("cgroup.procs");
+        fs::write(&path, "0").map_err(|source| cgroup::Error::File { deed: "write", path, source })?;
     }
     Ok(())
-}
-
-/// `path` below a root, if it stays there.
-fn relative(path: &str) -> io::Result<PathBuf> {
-    let mut below = PathBuf::new();
-    for part in Path::new(path).components() {
-        match part {
-            Component::RootDir | Component::CurDir => {}
-            Component::Normal(part) => below.push(part),
-            _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path leads upwards")),
-        }
-    }
-    Ok(below)
-}
-
-/// The roots of all hierarchies: one with cgroup v2, one per set of controllers with v1.
-fn hierarchies() -> io::Result<Vec<PathBuf>> {
-    let root = Path::new(CGROUPS);
-    if root.join("cgroup.controllers").exists() {
-        return Ok(vec![root.into()]);
-    }
-    let mut found = Vec::new();
-    for entry in fs::read_dir(root)? {
-        let entry = entry?;
-        // The other names of a hierarchy are links. A v1 cpuset takes nobody before it has been given processors.
-        let path = entry.path();
-        let hierarchy = entry.file_type()?.is_dir() && path.join("cgroup.procs").exists();
-        if hierarchy && entry.file_name() != "cpuset" {
-            found.push(path);
-        }
-    }
-    Ok(found)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_cgroup_stays_below_the_root() {
-        assert_eq!(relative("/a/./b").unwrap(), Path::new("a/b"));
-        assert!(relative("/a/../../b").is_err());
-    }
 
     #[test]
     fn the_score_of_the_parent_can_be_read() {

@@ -1,25 +1,35 @@
 //! What containerd calls: the sandbox service and the task service, which translate and decide nothing.
 
+mod convert;
 mod listener;
-pub mod pod;
-pub mod sandbox;
+mod pod;
+mod sandbox;
 pub mod status;
-pub mod task;
+mod task;
 
 use std::{collections::HashMap, sync::Arc};
 
 use containerd_shim_protos::{
     sandbox_async::create_sandbox, shim_async::create_task, ttrpc::asynchronous::Service,
 };
-use mooring::{options::Options, process::Reaper};
+use mooring::{
+    containerd::Grpc,
+    network::ExecPlugins,
+    options::Options,
+    process::Reaper,
+    sandbox::{Environment, HolderProgram, Sandbox},
+};
 use tokio::sync::Notify;
 
-use crate::{publisher::Publisher, start::Launch};
+use crate::{publisher::Publisher, start::Launch, task::Tasks};
 
 pub use listener::{Incoming, LastAnswer};
 
 /// The older name of the task service. Its messages are the same.
 const TASK_V2: &str = "containerd.task.v2.Task";
+
+/// The program that stands for a pod where a thread cannot.
+static HOLDER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/holder"));
 
 /// The end of this process.
 #[derive(Default)]
@@ -62,16 +72,36 @@ impl Services {
     /// The services of the shim that `launch` describes.
     pub fn new(
         launch: Launch,
-        _options: Options,
-        _reaper: Reaper,
-        _publisher: &Publisher,
+        options: Options,
+        reaper: Reaper,
+        publisher: &Publisher,
         ending: &Arc<Ending>,
     ) -> Self {
-        let pod = Arc::new(pod::Nothing);
-        let sandbox =
-            sandbox::SandboxService::new(launch.id.clone(), pod.clone(), Arc::clone(ending));
-        let task = task::TaskService::new(launch.id, pod, Arc::clone(ending));
-        Self { sandbox: Arc::new(sandbox), task: Arc::new(task) }
+        let Launch { namespace, id, grpc_address, options: given, .. } = launch;
+        let sandbox = Sandbox::new(Environment {
+            namespace: namespace.clone(),
+            id,
+            containerd: Arc::new(Grpc::new(&grpc_address.to_string_lossy(), namespace.clone())),
+            grpc_address,
+            options: options.clone(),
+            reaper: reaper.clone(),
+            plugins: Arc::new(ExecPlugins::new(reaper.clone())),
+            holder: HolderProgram(HOLDER),
+        });
+        let tasks = Tasks::new(
+            namespace.to_string(),
+            Arc::new(publisher.clone()),
+            Arc::new(pod::PodOfTasks(Arc::clone(&sandbox))),
+            reaper,
+            options.run_root.clone(),
+        );
+        sandbox.set_tasks(Arc::new(pod::TasksOfPod(tasks.clone())));
+        let defaults = task::Defaults { namespace, given, options };
+        let ending = || Arc::clone(ending);
+        Self {
+            sandbox: Arc::new(sandbox::SandboxService::new(Arc::clone(&sandbox), ending())),
+            task: Arc::new(task::TaskService::new(sandbox, tasks, defaults, ending())),
+        }
     }
 
     /// The services under the names that containerd calls.

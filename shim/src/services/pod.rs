@@ -1,124 +1,83 @@
-//! What the sandbox service calls.
+//! The sandbox and its tasks, each as the other sees it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-    path::PathBuf,
-    time::{Duration, SystemTime},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use mooring::{
-    error::{Code, Coded},
-    options::AnyValue,
+    error::Coded,
+    id::Id,
+    sandbox::{self, PodTasks, Sandbox},
 };
+use tokio::time::Instant;
 
-/// A mount as the library takes it.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Mount {
-    pub kind: String,
-    pub source: String,
-    pub target: Option<PathBuf>,
-    pub options: Vec<String>,
-}
+use crate::task::{Pod, PodError, Status, Tasks};
 
-#[derive(Debug, Default)]
-pub struct CreateRequest {
-    pub bundle: PathBuf,
-    pub rootfs: Vec<Mount>,
-    pub options: Option<AnyValue>,
-    pub netns_path: Option<PathBuf>,
-    pub annotations: HashMap<String, String>,
-}
+/// What a sandbox is to the tasks in it. Before it is created, and where none is, the tasks are on their own.
+pub struct PodOfTasks(pub Arc<Sandbox>);
 
-pub struct Started {
-    pub pid: u32,
-    pub created_at: SystemTime,
-    pub spec: Option<AnyValue>,
-}
-
-pub struct Exit {
-    pub status: u32,
-    pub at: SystemTime,
-}
-
-pub struct Status {
-    pub pid: u32,
-    pub ready: bool,
-    pub info: BTreeMap<String, String>,
-    pub created_at: SystemTime,
-    pub exited_at: Option<SystemTime>,
-}
-
-pub struct Metrics {
-    pub at: SystemTime,
-    pub data: AnyValue,
-}
-
-#[derive(Debug)]
-pub struct Error {
-    pub code: Code,
-    pub message: String,
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl Coded for Error {
-    fn code(&self) -> Code {
-        self.code
-    }
+fn refused(error: &sandbox::Error) -> PodError {
+    PodError { code: error.code(), message: error.to_string() }
 }
 
 #[async_trait]
-pub trait Pod: Send + Sync {
-    async fn create(&self, request: CreateRequest) -> Result<(), Error>;
-    async fn start(&self) -> Result<Started, Error>;
-    async fn stop(&self, timeout: Option<Duration>) -> Result<(), Error>;
-    async fn wait(&self) -> Result<Exit, Error>;
-    async fn status(&self, verbose: bool) -> Result<Status, Error>;
-    async fn ping(&self) -> Result<(), Error>;
-    async fn metrics(&self) -> Result<Metrics, Error>;
-    async fn shutdown(&self) -> Result<(), Error>;
-    fn held(&self) -> bool;
+impl Pod for PodOfTasks {
+    fn admit(&self, _: &Id) -> Result<Box<dyn Send>, PodError> {
+        if !self.0.is_created() {
+            return Ok(Box::new(()));
+        }
+        let admitted = self.0.admit().map_err(|error| refused(&error))?;
+        Ok(Box::new(admitted))
+    }
+
+    async fn prepare(
+        &self,
+        container: &Id,
+        _: &Path,
+        spec: &mut serde_json::Value,
+    ) -> Result<bool, PodError> {
+        if !self.0.is_created() {
+            return Ok(false);
+        }
+        self.0.prepare(container, spec).await.map_err(|error| refused(&error))
+    }
+
+    fn tasks_dir(&self) -> PathBuf {
+        self.0.tasks_dir()
+    }
 }
 
-pub struct Nothing;
+/// What the tasks are to their sandbox.
+pub struct TasksOfPod(pub Tasks);
 
-fn none() -> Error {
-    Error { code: Code::NotFound, message: "not found".into() }
-}
+/// How long what is left of the containers may take to go.
+const CLEAR: Duration = Duration::from_secs(60);
 
 #[async_trait]
-impl Pod for Nothing {
-    async fn create(&self, _: CreateRequest) -> Result<(), Error> {
-        Err(none())
+impl PodTasks for TasksOfPod {
+    fn ids(&self) -> Vec<Id> {
+        self.0.ids()
     }
-    async fn start(&self) -> Result<Started, Error> {
-        Err(none())
+
+    fn is_running(&self, container: &Id) -> bool {
+        let state = self.0.state(container.as_str(), "");
+        state.is_ok_and(|state| state.status != Status::Stopped)
     }
-    async fn stop(&self, _: Option<Duration>) -> Result<(), Error> {
-        Ok(())
+
+    async fn kill_in_place(&self, container: &Id) {
+        if let Err(error) = self.0.kill_in_place(container) {
+            log::warn!("kill container {:?}: {error}", container.as_str());
+        }
     }
-    async fn wait(&self) -> Result<Exit, Error> {
-        std::future::pending().await
+
+    async fn exited(&self, container: &Id) {
+        self.0.exited(container).await;
     }
-    async fn status(&self, _: bool) -> Result<Status, Error> {
-        Err(none())
-    }
-    async fn ping(&self) -> Result<(), Error> {
-        Err(none())
-    }
-    async fn metrics(&self) -> Result<Metrics, Error> {
-        Err(none())
-    }
-    async fn shutdown(&self) -> Result<(), Error> {
-        Ok(())
-    }
-    fn held(&self) -> bool {
-        false
+
+    async fn clear(&self) -> Result<(), String> {
+        self.0.clear(Instant::now() + CLEAR).await.map_err(|error| error.to_string())
     }
 }

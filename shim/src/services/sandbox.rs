@@ -1,6 +1,6 @@
 //! `containerd.runtime.sandbox.v1.Sandbox`.
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, time::{Duration, SystemTime}};
 
 use async_trait::async_trait;
 use containerd_shim_protos::{
@@ -14,46 +14,71 @@ use containerd_shim_protos::{
     },
     sandbox_async::Sandbox as Service,
     ttrpc::{self, asynchronous::TtrpcContext},
-    types::{mount::Mount as WireMount, platform::Platform},
+    types::platform::Platform,
 };
-use mooring::{error::Code, id::Id, options::AnyValue};
+use mooring::{
+    cgroup,
+    error::{Code, Coded},
+    sandbox::{self, CreateRequest, Sandbox},
+};
 
 use super::{
     Ending,
-    pod::{CreateRequest, Mount, Pod},
-    status::{answer, status, timestamp, to_the_end},
+    convert::{mount, timestamp, value},
+    status::{answer, status, to_the_end},
 };
-use crate::memory;
+use crate::{
+    memory,
+    task::{self, PodError},
+};
 
 /// CRI's words for the state of a sandbox.
 const READY: &str = "SANDBOX_READY";
 const NOT_READY: &str = "SANDBOX_NOTREADY";
+/// How long before a call's deadline its answer is given.
+const LAST_WORD: Duration = Duration::from_millis(50);
 
 /// Serves the one sandbox of this process.
 pub struct SandboxService {
-    id: Id,
-    pod: Arc<dyn Pod>,
+    sandbox: Arc<Sandbox>,
     ending: Arc<Ending>,
 }
 
 impl SandboxService {
-    /// Serves `pod` under the name `id`.
-    pub fn new(id: Id, pod: Arc<dyn Pod>, ending: Arc<Ending>) -> Self {
-        Self { id, pod, ending }
+    /// Serves `sandbox`.
+    pub fn new(sandbox: Arc<Sandbox>, ending: Arc<Ending>) -> Self {
+        Self { sandbox, ending }
     }
 
     /// Whether `id` is this shim's sandbox; nobody else's may be touched.
     fn check(&self, deed: &str, id: &str) -> ttrpc::Result<()> {
-        if id == self.id.as_str() {
+        let ours = self.sandbox.id().as_str();
+        if id == ours {
             return Ok(());
         }
-        let reason = format!("{deed} sandbox {id:?}: this is the shim of {:?}", self.id.as_str());
+        let reason = format!("{deed} sandbox {id:?}: this is the shim of {ours:?}");
         Err(answer(Code::NotFound, reason))
     }
 
+    /// What the pod's cgroup has used.
+    fn usage(&self) -> Result<Any, task::Error> {
+        let refused = |error: sandbox::Error| {
+            task::Error::Pod(PodError { code: error.code(), message: error.to_string() })
+        };
+        let parent = self.sandbox.cgroup_parent().map_err(refused)?;
+        if parent.is_empty() {
+            return Err(task::Error::Pod(PodError {
+                code: Code::FailedPrecondition,
+                message: "it has no cgroup of its own".into(),
+            }));
+        }
+        let path = if parent.contains(':') { cgroup::from_systemd(&parent)? } else { parent };
+        task::metrics::read(&cgroup::Hierarchies::read()?.group(&path)?)
+    }
+
     /// The error of `deed`, worded for the client.
-    fn failed(&self, deed: &'static str) -> impl FnOnce(super::pod::Error) -> ttrpc::Error + use<> {
-        let id = self.id.clone();
+    fn failed(&self, deed: &'static str) -> impl FnOnce(sandbox::Error) -> ttrpc::Error + use<> {
+        let id = self.sandbox.id().clone();
         move |error| {
             let error = status(deed, "sandbox", id.as_str(), &error);
             log::error!("{error}");
@@ -70,15 +95,15 @@ impl Service for SandboxService {
         request: CreateSandboxRequest,
     ) -> ttrpc::Result<CreateSandboxResponse> {
         self.check("create", &request.sandbox_id)?;
-        let (pod, failed) = (Arc::clone(&self.pod), self.failed("create"));
+        let (sandbox, failed) = (Arc::clone(&self.sandbox), self.failed("create"));
         let request = CreateRequest {
             bundle: request.bundle_path.into(),
             rootfs: request.rootfs.into_iter().map(mount).collect(),
             options: request.options.into_option().map(value),
             netns_path: Some(request.netns_path).filter(|path| !path.is_empty()).map(Into::into),
-            annotations: request.annotations,
+            annotations: request.annotations.into_iter().collect(),
         };
-        to_the_end(async move { pod.create(request).await.map_err(failed) }).await?;
+        to_the_end(async move { sandbox.create(request).await.map_err(failed) }).await?;
         Ok(CreateSandboxResponse::new())
     }
 
@@ -88,13 +113,12 @@ impl Service for SandboxService {
         request: StartSandboxRequest,
     ) -> ttrpc::Result<StartSandboxResponse> {
         self.check("start", &request.sandbox_id)?;
-        let (pod, failed) = (Arc::clone(&self.pod), self.failed("start"));
-        let started = to_the_end(async move { pod.start().await.map_err(failed) }).await?;
+        let (sandbox, failed) = (Arc::clone(&self.sandbox), self.failed("start"));
+        let started = to_the_end(async move { sandbox.start().await.map_err(failed) }).await?;
         memory::worked();
         Ok(StartSandboxResponse {
             pid: started.pid,
-            created_at: MessageField::some(timestamp(started.created_at)),
-            spec: started.spec.map(any).into(),
+            created_at: timestamp(started.created_at),
             ..StartSandboxResponse::default()
         })
     }
@@ -123,8 +147,8 @@ impl Service for SandboxService {
     ) -> ttrpc::Result<StopSandboxResponse> {
         self.check("stop", &request.sandbox_id)?;
         let timeout = patience(request.timeout_secs, context.timeout_nano);
-        let (pod, failed) = (Arc::clone(&self.pod), self.failed("stop"));
-        to_the_end(async move { pod.stop(timeout).await.map_err(failed) }).await?;
+        let (sandbox, failed) = (Arc::clone(&self.sandbox), self.failed("stop"));
+        to_the_end(async move { sandbox.stop(timeout).await.map_err(failed) }).await?;
         memory::worked();
         Ok(StopSandboxResponse::new())
     }
@@ -135,10 +159,10 @@ impl Service for SandboxService {
         request: WaitSandboxRequest,
     ) -> ttrpc::Result<WaitSandboxResponse> {
         self.check("wait for", &request.sandbox_id)?;
-        let exit = self.pod.wait().await.map_err(self.failed("wait for"))?;
+        let exit = self.sandbox.wait().await.map_err(self.failed("wait for"))?;
         Ok(WaitSandboxResponse {
             exit_status: exit.status,
-            exited_at: MessageField::some(timestamp(exit.at)),
+            exited_at: timestamp(exit.at),
             ..WaitSandboxResponse::default()
         })
     }
@@ -149,14 +173,14 @@ impl Service for SandboxService {
         request: SandboxStatusRequest,
     ) -> ttrpc::Result<SandboxStatusResponse> {
         self.check("status of", &request.sandbox_id)?;
-        let status = self.pod.status(request.verbose).await.map_err(self.failed("status of"))?;
+        let status = self.sandbox.status(request.verbose).map_err(self.failed("status of"))?;
         Ok(SandboxStatusResponse {
             sandbox_id: request.sandbox_id,
             pid: status.pid,
             state: if status.ready { READY } else { NOT_READY }.into(),
             info: status.info.into_iter().collect(),
-            created_at: MessageField::some(timestamp(status.created_at)),
-            exited_at: status.exited_at.map(timestamp).into(),
+            created_at: timestamp(status.created_at),
+            exited_at: status.exited_at.map(timestamp).unwrap_or_default(),
             ..SandboxStatusResponse::default()
         })
     }
@@ -167,7 +191,7 @@ impl Service for SandboxService {
         request: PingRequest,
     ) -> ttrpc::Result<PingResponse> {
         self.check("ping", &request.sandbox_id)?;
-        self.pod.ping().await.map_err(self.failed("ping"))?;
+        self.sandbox.ping().map_err(self.failed("ping"))?;
         Ok(PingResponse::new())
     }
 
@@ -177,10 +201,10 @@ impl Service for SandboxService {
         request: ShutdownSandboxRequest,
     ) -> ttrpc::Result<ShutdownSandboxResponse> {
         self.check("shut down", &request.sandbox_id)?;
-        let (pod, failed) = (Arc::clone(&self.pod), self.failed("shut down"));
+        let (sandbox, failed) = (Arc::clone(&self.sandbox), self.failed("shut down"));
         let (ending, stream) = (Arc::clone(&self.ending), context.mh.stream_id);
         to_the_end(async move {
-            pod.shutdown().await.map_err(failed)?;
+            sandbox.shutdown().await.map_err(failed)?;
             // Also when the client has gone meanwhile: nobody asks a second time.
             ending.after(stream);
             Ok(())
@@ -195,12 +219,14 @@ impl Service for SandboxService {
         request: SandboxMetricsRequest,
     ) -> ttrpc::Result<SandboxMetricsResponse> {
         self.check("metrics of", &request.sandbox_id)?;
-        let metrics = self.pod.metrics().await.map_err(self.failed("metrics of"))?;
+        let data = self.usage().map_err(|error| {
+            status("metrics of", "sandbox", &request.sandbox_id, &error)
+        })?;
         let mut response = SandboxMetricsResponse::new();
         let metric = response.metrics.mut_or_insert_default();
-        metric.timestamp = MessageField::some(timestamp(metrics.at));
+        metric.timestamp = timestamp(SystemTime::now());
         metric.id = request.sandbox_id;
-        metric.data = MessageField::some(any(metrics.data));
+        metric.data = MessageField::some(data);
         Ok(response)
     }
 }
@@ -209,6 +235,8 @@ impl Service for SandboxService {
 fn patience(seconds: u32, nanos: i64) -> Option<Duration> {
     let seconds = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
     let nanos = u64::try_from(nanos).ok().filter(|n| *n > 0).map(Duration::from_nanos);
+    // The server ends the call at its deadline without a word; before that there can be an answer that says more.
+    let nanos = nanos.map(|limit| limit.saturating_sub((limit / 10).min(LAST_WORD)));
     seconds.into_iter().chain(nanos).min()
 }
 
@@ -223,23 +251,6 @@ fn architecture() -> &'static str {
     }
 }
 
-fn mount(mount: WireMount) -> Mount {
-    Mount {
-        kind: mount.type_,
-        source: mount.source,
-        target: Some(mount.target).filter(|target| !target.is_empty()).map(Into::into),
-        options: mount.options,
-    }
-}
-
-fn value(any: Any) -> AnyValue {
-    AnyValue { type_url: any.type_url, value: any.value }
-}
-
-fn any(value: AnyValue) -> Any {
-    Any { type_url: value.type_url, value: value.value, ..Any::default() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,8 +260,10 @@ mod tests {
         let seconds = |s| Some(Duration::from_secs(s));
         assert_eq!(patience(0, 0), None);
         assert_eq!(patience(3, 0), seconds(3));
-        assert_eq!(patience(0, 2_000_000_000), seconds(2));
-        assert_eq!(patience(3, 2_000_000_000), seconds(2));
+        let before = Some(Duration::from_millis(1950));
+        assert_eq!(patience(0, 2_000_000_000), before);
+        assert_eq!(patience(3, 2_000_000_000), before);
+        assert_eq!(patience(0, 100), Some(Duration::from_nanos(90)));
         assert_eq!(patience(1, -1), seconds(1));
     }
 }

@@ -4,59 +4,326 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use containerd_shim_protos::{
-    api::{ConnectRequest, ConnectResponse, Empty, PidsRequest, PidsResponse, ShutdownRequest},
+    api::{
+        CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
+        CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest,
+        PauseRequest, PidsRequest, PidsResponse, ProcessInfo, ResizePtyRequest, ResumeRequest,
+        ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
+        StatsResponse, Status as WireStatus, UpdateTaskRequest, WaitRequest, WaitResponse,
+    },
+    protobuf::{Message, MessageField, well_known_types::any::Any},
+    shim::oci::ProcessDetails,
     shim_async::Task as Service,
     ttrpc::{self, asynchronous::TtrpcContext},
 };
-use mooring::{error::Code, id::Id};
+use mooring::{
+    error::{Code, Coded},
+    id::Id,
+    options::{AnyValue, Options},
+    runtime::RuntimeSettings,
+    sandbox::Sandbox,
+};
 
-use super::{Ending, pod::Pod, status::answer};
+use super::{
+    Ending,
+    convert::{mount, timestamp, value},
+    status::{answer, status},
+};
+use crate::{
+    memory,
+    task::{CreateRequest, ExecRequest, Status, Streams, Tasks},
+};
+
+/// The type of what `Pids` says about a process that is an exec.
+const DETAILS: &str = "containerd.runc.v1.ProcessDetails";
+
+/// What the shim itself was started with.
+pub struct Defaults {
+    /// containerd's namespace.
+    pub namespace: Id,
+    /// The options as they came.
+    pub given: Option<AnyValue>,
+    /// The options as they are understood.
+    pub options: Options,
+}
 
 /// Serves the tasks of this process.
 pub struct TaskService {
-    id: Id,
-    pod: Arc<dyn Pod>,
+    sandbox: Arc<Sandbox>,
+    tasks: Tasks,
+    defaults: Defaults,
     ending: Arc<Ending>,
 }
 
 impl TaskService {
-    /// Serves the tasks of `pod`, or those of no pod.
-    pub fn new(id: Id, pod: Arc<dyn Pod>, ending: Arc<Ending>) -> Self {
-        Self { id, pod, ending }
+    /// Serves `tasks`, which are those of `sandbox` once it is created.
+    pub fn new(
+        sandbox: Arc<Sandbox>,
+        tasks: Tasks,
+        defaults: Defaults,
+        ending: Arc<Ending>,
+    ) -> Self {
+        Self { sandbox, tasks, defaults, ending }
     }
 
     /// Whether this process still stands for something.
     pub fn in_use(&self) -> bool {
-        self.pod.held()
+        self.sandbox.is_created() || !self.tasks.is_empty()
+    }
+
+    /// The settings of the OCI runtime for a container: its own options, else the shim's.
+    fn runtime(&self, own: Option<AnyValue>) -> Result<RuntimeSettings, mooring::options::Error> {
+        let Defaults { namespace, given, options } = &self.defaults;
+        let own = own.filter(|own| *own != AnyValue::default() && Some(own) != given.as_ref());
+        let loaded;
+        let options = match own {
+            Some(own) => {
+                let (options, warnings) = Options::load(Some(&own))?;
+                warnings.iter().for_each(|warning| log::warn!("{warning}"));
+                loaded = options;
+                &loaded
+            }
+            None => options,
+        };
+        let runtime = &options.runtime;
+        Ok(RuntimeSettings {
+            binary: runtime.binary_name.clone().into(),
+            root: runtime.root.join(namespace),
+            systemd_cgroup: runtime.systemd_cgroup,
+            no_pivot_root: runtime.no_pivot_root,
+            no_new_keyring: runtime.no_new_keyring,
+            io_uid: runtime.io_uid,
+            io_gid: runtime.io_gid,
+        })
+    }
+}
+
+/// What is done to which task, for errors.
+struct Deed<'a>(&'static str, &'a str);
+
+impl Deed<'_> {
+    fn failed<E: Coded + std::fmt::Display>(&self, error: &E) -> ttrpc::Error {
+        let error = status(self.0, "task", self.1, error);
+        // What is gone already is everyday.
+        if let ttrpc::Error::RpcStatus(status) = &error
+            && status.code() != ttrpc::Code::NOT_FOUND
+        {
+            log::error!("{}", status.message());
+        }
+        error
     }
 }
 
 #[async_trait]
 impl Service for TaskService {
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: CreateTaskRequest,
+    ) -> ttrpc::Result<CreateTaskResponse> {
+        let deed = Deed("create", &request.id);
+        let runtime = self.runtime(request.options.into_option().map(value));
+        let create = CreateRequest {
+            id: Id::new(&request.id).map_err(|e| deed.failed(&e))?,
+            bundle: request.bundle.into(),
+            rootfs: request.rootfs.into_iter().map(mount).collect(),
+            streams: Streams {
+                stdin: request.stdin,
+                stdout: request.stdout,
+                stderr: request.stderr,
+                terminal: request.terminal,
+            },
+            checkpoint: request.checkpoint,
+            runtime: runtime.map_err(|error| deed.failed(&error))?,
+        };
+        let pid = self.tasks.create(create).await.map_err(|error| deed.failed(&error))?;
+        memory::worked();
+        Ok(CreateTaskResponse { pid, ..CreateTaskResponse::default() })
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
+        let deed = Deed("start", &request.id);
+                let pid = self.tasks.start(&request.id, &request.exec_id).await.map_err(|e| deed.failed(&e))?;
+        memory::worked();
+        Ok(StartResponse { pid, ..StartResponse::default() })
+    }
+
+    async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
+        let deed = Deed("state of", &request.id);
+                let state = self.tasks.state(&request.id, &request.exec_id).map_err(|e| deed.failed(&e))?;
+        let status = match state.status {
+            Status::Created => WireStatus::CREATED,
+            Status::Running => WireStatus::RUNNING,
+            Status::Stopped => WireStatus::STOPPED,
+            Status::Paused => WireStatus::PAUSED,
+            Status::Pausing => WireStatus::PAUSING,
+        };
+        Ok(StateResponse {
+            id: request.id,
+            exec_id: request.exec_id,
+            bundle: state.bundle.to_string_lossy().into_owned(),
+            pid: state.pid,
+            status: status.into(),
+            stdin: state.streams.stdin,
+            stdout: state.streams.stdout,
+            stderr: state.streams.stderr,
+            terminal: state.streams.terminal,
+            exit_status: state.ended.map_or(0, |ended| ended.status),
+            exited_at: state.ended.map(|ended| timestamp(ended.at)).unwrap_or_default(),
+            ..StateResponse::default()
+        })
+    }
+
+    async fn delete(
+        &self,
+        _: &TtrpcContext,
+        request: DeleteRequest,
+    ) -> ttrpc::Result<DeleteResponse> {
+        let deed = Deed("delete", &request.id);
+                let ended = self.tasks.delete(&request.id, &request.exec_id).await.map_err(|e| deed.failed(&e))?;
+        memory::worked();
+        Ok(DeleteResponse {
+            pid: ended.pid,
+            exit_status: ended.status,
+            exited_at: timestamp(ended.at),
+            ..DeleteResponse::default()
+        })
+    }
+
+    async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
+        let deed = Deed("processes of", &request.id);
+        let members = self.tasks.pids(&request.id).map_err(|e| deed.failed(&e))?;
+        let info = |exec: Id| {
+            let details =
+                ProcessDetails { exec_id: exec.into(), ..ProcessDetails::default() };
+            // A message without required fields always encodes.
+            let value = details.write_to_bytes().unwrap_or_default();
+            Any { type_url: DETAILS.into(), value, ..Any::default() }
+        };
+        let process = |member: crate::task::Member| ProcessInfo {
+            pid: member.pid,
+            info: member.exec_id.map(info).into(),
+            ..ProcessInfo::default()
+        };
+        let processes = members.into_iter().map(process).collect();
+        Ok(PidsResponse { processes, ..PidsResponse::default() })
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
+        let deed = Deed("pause", &request.id);
+        self.tasks.pause(&request.id).await.map_err(|e| deed.failed(&e))?;
+        Ok(Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
+        let deed = Deed("resume", &request.id);
+        self.tasks.resume(&request.id).await.map_err(|e| deed.failed(&e))?;
+        Ok(Empty::new())
+    }
+
+    async fn checkpoint(
+        &self,
+        _: &TtrpcContext,
+        request: CheckpointTaskRequest,
+    ) -> ttrpc::Result<Empty> {
+        let reason = format!("checkpoint task {:?}: not implemented", request.id);
+        Err(answer(Code::Unimplemented, reason))
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
+        let deed = Deed("kill", &request.id);
+                self.tasks
+            .kill(&request.id, &request.exec_id, request.signal, request.all)
+            .map_err(|e| deed.failed(&e))?;
+        Ok(Empty::new())
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
+        let deed = Deed("exec in", &request.id);
+        let exec = ExecRequest {
+            id: Id::new(&request.id).map_err(|e| deed.failed(&e))?,
+            exec_id: Id::new(request.exec_id).map_err(|e| deed.failed(&e))?,
+            streams: Streams {
+                stdin: request.stdin,
+                stdout: request.stdout,
+                stderr: request.stderr,
+                terminal: request.terminal,
+            },
+            process: request.spec.into_option().unwrap_or_default().value,
+        };
+        self.tasks.exec(exec).map_err(|e| deed.failed(&e))?;
+        Ok(Empty::new())
+    }
+
+    async fn resize_pty(
+        &self,
+        _: &TtrpcContext,
+        request: ResizePtyRequest,
+    ) -> ttrpc::Result<Empty> {
+        let deed = Deed("resize the terminal of", &request.id);
+                self.tasks
+            .resize_pty(&request.id, &request.exec_id, request.width, request.height)
+            .map_err(|e| deed.failed(&e))?;
+        Ok(Empty::new())
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
+        let deed = Deed("close the input of", &request.id);
+                if request.stdin {
+            self.tasks.close_io(&request.id, &request.exec_id).map_err(|e| deed.failed(&e))?;
+        }
+        Ok(Empty::new())
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        let deed = Deed("update", &request.id);
+        let resources = request.resources.into_option().unwrap_or_default().value;
+        self.tasks.update(&request.id, resources).await.map_err(|e| deed.failed(&e))?;
+        Ok(Empty::new())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
+        let deed = Deed("wait for", &request.id);
+                let ended = self.tasks.wait(&request.id, &request.exec_id).await.map_err(|e| deed.failed(&e))?;
+        Ok(WaitResponse {
+            exit_status: ended.status,
+            exited_at: timestamp(ended.at),
+            ..WaitResponse::default()
+        })
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        let deed = Deed("statistics of", &request.id);
+        let stats = self.tasks.stats(&request.id).map_err(|e| deed.failed(&e))?;
+        Ok(StatsResponse { stats: MessageField::some(stats), ..StatsResponse::default() })
+    }
+
     async fn connect(
         &self,
         _: &TtrpcContext,
         request: ConnectRequest,
     ) -> ttrpc::Result<ConnectResponse> {
-        // After its own restart containerd asks for the sandbox as if it were a task.
-        if request.id != self.id.as_str() {
-            return Err(answer(
-                Code::NotFound,
-                format!("connect to task {:?}: not found", request.id),
-            ));
-        }
+        let deed = Deed("connect to", &request.id);
+        let task_pid = match self.tasks.pid(&request.id) {
+            Ok(pid) => pid,
+            // After its own restart containerd asks for the sandbox as if it were a task.
+            Err(_) if request.id == self.sandbox.id().as_str() => 0,
+            Err(error) => return Err(deed.failed(&error)),
+        };
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
+            task_pid,
             version: env!("CARGO_PKG_VERSION").into(),
             ..ConnectResponse::default()
         })
     }
 
-    async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
-        Err(answer(Code::NotFound, format!("processes of task {:?}: not found", request.id)))
-    }
-
-    async fn shutdown(&self, context: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
+    async fn shutdown(
+        &self,
+        context: &TtrpcContext,
+        _: ShutdownRequest,
+    ) -> ttrpc::Result<Empty> {
+        // It comes after every Delete; a sandbox ends by its own shutdown, a shared shim with its last container.
         if !self.in_use() {
             self.ending.after(context.mh.stream_id);
         }
