@@ -7,6 +7,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixListener,
     },
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -15,6 +16,11 @@ use containerd_shim_protos::ttrpc::asynchronous::{Server, transport::Listener};
 use mooring::{
     options::{self, Options},
     process::Reaper,
+    sandbox::{
+        daemon_record::{self, DaemonRecord},
+        state_dir,
+    },
+    teardown::journal,
 };
 use thiserror::Error;
 use tokio::{
@@ -123,6 +129,8 @@ async fn serve(
     let publisher = Publisher::start(launch.ttrpc_address.clone(), &launch.namespace);
     let ending = Arc::new(Ending::default());
     let socket = launch.socket.clone();
+    let state = state_dir(&options, &launch.namespace, &launch.id);
+    leave_word(&launch, &options, &state)?;
     let services = services::Services::new(launch, options, reaper, &publisher, &ending);
 
     listener.set_nonblocking(true).map_err(io("prepare the socket"))?;
@@ -140,10 +148,19 @@ async fn serve(
         say.write_all(READY).map_err(io("tell that the shim is ready"))?;
     }
 
-    ending.begun().await;
+    loop {
+        ending.begun().await;
+        // A container may have come to a shared shim after the last one's client said that it was the last.
+        if !services.in_use() {
+            break;
+        }
+    }
     // containerd has been answered, or is about to be, and comes back no more.
     if let Err(error) = socket::remove(&socket) {
         log::warn!("remove the socket {}: {error}", socket.display());
+    }
+    if let Err(error) = journal::remove_folder(&state) {
+        log::warn!("{error}");
     }
     ending.last_answer().sent(LAST_ANSWER).await;
     let left = publisher.drain(LAST_EVENTS).await;
@@ -151,6 +168,17 @@ async fn serve(
         log::error!("{left} events could not be sent");
     }
     // The server's own shutdown would wait seconds for calls such as WaitSandbox; the kernel closes faster.
+    Ok(())
+}
+
+/// Leaves word for `delete`, which knows no more than the name of the sandbox and perhaps its bundle.
+fn leave_word(launch: &Launch, options: &Options, state: &Path) -> Result<(), Error> {
+    let record = DaemonRecord::of_this_process().map_err(io("find this process"))?;
+    record.save(state).map_err(io("write the shim's record"))?;
+    if options.state_root != Options::load(None)?.0.state_root {
+        daemon_record::point_to(&launch.bundle, &options.state_root)
+            .map_err(io("point to the state folder"))?;
+    }
     Ok(())
 }
 

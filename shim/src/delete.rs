@@ -214,7 +214,7 @@ impl Work {
         });
         let recovery = Recovery {
             reaper: reaper.clone(),
-            containerd: Arc::new(Grpc::new(self.address.clone(), self.namespace.clone())),
+            containerd: Arc::new(Grpc::new(&self.address.to_string_lossy(), self.namespace.clone())),
             plugins: Arc::new(ExecPlugins::new(reaper)),
             listener: listener.clone(),
         };

@@ -64,7 +64,11 @@ pub fn enter_cgroup(path: &str) -> Result<(), cgroup::Error> {
     group.ensure()?;
     for folder in group.folders() {
         let path = folder.join("cgroup.procs");
-        fs::write(&path, "0").map_err(|source| cgroup::Error::File { deed: "write", path, source })?;
+        fs::write(&path, "0").map_err(|source| cgroup::Error::File {
+            deed: "write",
+            path,
+            source,
+        })?;
     }
     Ok(())
 }

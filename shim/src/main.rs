@@ -2,6 +2,7 @@
 
 mod args;
 mod daemon;
+mod delete;
 mod detach;
 mod events;
 mod info;
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
         Ok(Request::Start(args)) => start::run(args).map(String::into_bytes).map_err(print),
         Ok(Request::Info(_)) => info::run().map_err(print),
         Ok(Request::Version) => Ok(info::version().into_bytes()),
-        Ok(Request::Delete(_)) => Err("delete is not there yet".to_owned()),
+        Ok(Request::Delete(args)) => delete::run(&args).map_err(print),
         Err(error) => Err(print(error)),
     };
     // containerd reads both streams as one: either there is an answer, or a complaint.

@@ -3,7 +3,10 @@
 use std::time::SystemTime;
 
 use containerd_shim_protos::{
-    protobuf::{MessageField, well_known_types::{any::Any, timestamp::Timestamp}},
+    protobuf::{
+        MessageField,
+        well_known_types::{any::Any, timestamp::Timestamp},
+    },
     types::mount::Mount as WireMount,
 };
 use mooring::{mounts::Mount, options::AnyValue};

@@ -1,6 +1,9 @@
 //! `containerd.runtime.sandbox.v1.Sandbox`.
 
-use std::{sync::Arc, time::{Duration, SystemTime}};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use async_trait::async_trait;
 use containerd_shim_protos::{
@@ -219,9 +222,9 @@ impl Service for SandboxService {
         request: SandboxMetricsRequest,
     ) -> ttrpc::Result<SandboxMetricsResponse> {
         self.check("metrics of", &request.sandbox_id)?;
-        let data = self.usage().map_err(|error| {
-            status("metrics of", "sandbox", &request.sandbox_id, &error)
-        })?;
+        let data = self
+            .usage()
+            .map_err(|error| status("metrics of", "sandbox", &request.sandbox_id, &error))?;
         let mut response = SandboxMetricsResponse::new();
         let metric = response.metrics.mut_or_insert_default();
         metric.timestamp = timestamp(SystemTime::now());

@@ -143,14 +143,15 @@ impl Service for TaskService {
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
         let deed = Deed("start", &request.id);
-                let pid = self.tasks.start(&request.id, &request.exec_id).await.map_err(|e| deed.failed(&e))?;
+        let pid =
+            self.tasks.start(&request.id, &request.exec_id).await.map_err(|e| deed.failed(&e))?;
         memory::worked();
         Ok(StartResponse { pid, ..StartResponse::default() })
     }
 
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
         let deed = Deed("state of", &request.id);
-                let state = self.tasks.state(&request.id, &request.exec_id).map_err(|e| deed.failed(&e))?;
+        let state = self.tasks.state(&request.id, &request.exec_id).map_err(|e| deed.failed(&e))?;
         let status = match state.status {
             Status::Created => WireStatus::CREATED,
             Status::Running => WireStatus::RUNNING,
@@ -180,7 +181,8 @@ impl Service for TaskService {
         request: DeleteRequest,
     ) -> ttrpc::Result<DeleteResponse> {
         let deed = Deed("delete", &request.id);
-                let ended = self.tasks.delete(&request.id, &request.exec_id).await.map_err(|e| deed.failed(&e))?;
+        let ended =
+            self.tasks.delete(&request.id, &request.exec_id).await.map_err(|e| deed.failed(&e))?;
         memory::worked();
         Ok(DeleteResponse {
             pid: ended.pid,
@@ -194,8 +196,7 @@ impl Service for TaskService {
         let deed = Deed("processes of", &request.id);
         let members = self.tasks.pids(&request.id).map_err(|e| deed.failed(&e))?;
         let info = |exec: Id| {
-            let details =
-                ProcessDetails { exec_id: exec.into(), ..ProcessDetails::default() };
+            let details = ProcessDetails { exec_id: exec.into(), ..ProcessDetails::default() };
             // A message without required fields always encodes.
             let value = details.write_to_bytes().unwrap_or_default();
             Any { type_url: DETAILS.into(), value, ..Any::default() }
@@ -232,7 +233,7 @@ impl Service for TaskService {
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
         let deed = Deed("kill", &request.id);
-                self.tasks
+        self.tasks
             .kill(&request.id, &request.exec_id, request.signal, request.all)
             .map_err(|e| deed.failed(&e))?;
         Ok(Empty::new())
@@ -261,7 +262,7 @@ impl Service for TaskService {
         request: ResizePtyRequest,
     ) -> ttrpc::Result<Empty> {
         let deed = Deed("resize the terminal of", &request.id);
-                self.tasks
+        self.tasks
             .resize_pty(&request.id, &request.exec_id, request.width, request.height)
             .map_err(|e| deed.failed(&e))?;
         Ok(Empty::new())
@@ -269,7 +270,7 @@ impl Service for TaskService {
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
         let deed = Deed("close the input of", &request.id);
-                if request.stdin {
+        if request.stdin {
             self.tasks.close_io(&request.id, &request.exec_id).map_err(|e| deed.failed(&e))?;
         }
         Ok(Empty::new())
@@ -284,7 +285,8 @@ impl Service for TaskService {
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
         let deed = Deed("wait for", &request.id);
-                let ended = self.tasks.wait(&request.id, &request.exec_id).await.map_err(|e| deed.failed(&e))?;
+        let ended =
+            self.tasks.wait(&request.id, &request.exec_id).await.map_err(|e| deed.failed(&e))?;
         Ok(WaitResponse {
             exit_status: ended.status,
             exited_at: timestamp(ended.at),
@@ -318,11 +320,7 @@ impl Service for TaskService {
         })
     }
 
-    async fn shutdown(
-        &self,
-        context: &TtrpcContext,
-        _: ShutdownRequest,
-    ) -> ttrpc::Result<Empty> {
+    async fn shutdown(&self, context: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
         // It comes after every Delete; a sandbox ends by its own shutdown, a shared shim with its last container.
         if !self.in_use() {
             self.ending.after(context.mh.stream_id);
