@@ -74,6 +74,15 @@ impl Node {
         }
         fs::write(folder.join("config.toml"), config(folder, &deps, settings))?;
         fs::write(folder.join("cni/net.d/10-e2e.conflist"), network(folder))?;
+        // For clients whose runtime options say nothing of networks.
+        fs::create_dir_all("/etc/mooring")?;
+        let bin = deps.join("cni/bin");
+        let own = format!(
+            "CniConfDir = '{}'\nCniBinDirs = ['{}']\n",
+            folder.join("cni/net.d").display(),
+            bin.display()
+        );
+        fs::write("/etc/mooring/config.toml", own)?;
         let channel = channel_to(&folder.join("c.sock"))?;
         let node = Self {
             folder: folder.to_owned(),
