@@ -1,1 +1,125 @@
-fn main() {}
+//! `ctr`: plain tasks, sandboxes, and containers in sandboxes.
+
+use std::fs;
+
+use anyhow::Result;
+use mooring_e2e::node::{IMAGE, Settings};
+use mooring_e2e::services::sandbox_spec;
+use mooring_e2e::suite;
+use mooring_e2e::suite::{Case, Handler};
+
+/// `ctr run` with the case's runtime.
+async fn run(case: &Case, flags: &[&str], id: &str, command: &[&str]) -> Result<String> {
+    let mut arguments = vec!["run", "--runtime", case.handler.runtime()];
+    arguments.extend(flags);
+    arguments.extend([IMAGE, id]);
+    arguments.extend(command);
+    case.node.ctr(&arguments).await
+}
+
+async fn a_task_without_sandbox_runs_prints_and_is_removed(case: Case) -> Result<()> {
+    let id = case.unique("plain");
+    let printed = run(&case, &["--rm"], &id, &["/bin/echo", "hello"]).await?;
+    assert_eq!(printed, "hello\n");
+    Ok(())
+}
+
+async fn the_exit_code_of_a_task_is_ctrs(case: Case) -> Result<()> {
+    let id = case.unique("plain");
+    let error = run(&case, &["--rm"], &id, &["/bin/sh", "-c", "exit 7"]).await;
+    let message = format!("{:#}", error.expect_err("it failed"));
+    assert!(message.contains("exit status: 7"), "{message}");
+    Ok(())
+}
+
+async fn a_detached_task_is_listed_executed_in_paused_and_killed(case: Case) -> Result<()> {
+    let id = case.unique("plain");
+    let id = id.as_str();
+    run(&case, &["--detach", "--null-io"], id, &["/bin/sleep", "1000"]).await?;
+    let list = case.node.ctr(&["tasks", "ls"]).await?;
+    assert!(list.contains(id) && list.contains("RUNNING"), "{list}");
+    let printed = case.node.ctr(&["tasks", "exec", "--exec-id", "one", id, "/bin/hostname"]).await?;
+    assert!(!printed.trim().is_empty());
+    let processes = case.node.ctr(&["tasks", "ps", id]).await?;
+    assert_eq!(processes.lines().count(), 2, "{processes}");
+    case.node.ctr(&["tasks", "pause", id]).await?;
+    let list = case.node.ctr(&["tasks", "ls"]).await?;
+    assert!(list.contains("PAUSED"), "{list}");
+    case.node.ctr(&["tasks", "resume", id]).await?;
+    let metrics = case.node.ctr(&["tasks", "metrics", id]).await?;
+    assert!(metrics.contains(id), "{metrics}");
+    case.node.ctr(&["tasks", "kill", "-s", "KILL", id]).await?;
+    case.node.ctr(&["tasks", "rm", "-f", id]).await?;
+    case.node.ctr(&["containers", "rm", id]).await?;
+    Ok(())
+}
+
+async fn a_task_logs_into_a_file(case: Case) -> Result<()> {
+    let id = case.unique("plain");
+    let log = case.node.folder().join(format!("logs/{id}.log"));
+    let uri = format!("file://{}", log.display());
+    run(&case, &["--detach", "--log-uri", &uri], &id, &["/bin/echo", "into the file"]).await?;
+    for _ in 0..500 {
+        if fs::read_to_string(&log).is_ok_and(|text| text == "into the file\n") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert_eq!(fs::read_to_string(&log)?, "into the file\n");
+    case.node.ctr(&["tasks", "rm", "-f", &id]).await?;
+    case.node.ctr(&["containers", "rm", &id]).await?;
+    Ok(())
+}
+
+async fn a_missing_program_is_named_and_leaves_nothing(case: Case) -> Result<()> {
+    let id = case.unique("plain");
+    let error = run(&case, &["--rm"], &id, &["/no/such/program"]).await;
+    let message = format!("{:#}", error.expect_err("there is no such program"));
+    assert!(message.contains("/no/such/program"), "{message}");
+    // ctr leaves the record when the task was never made.
+    let _ = case.node.ctr(&["containers", "rm", &id]).await;
+    Ok(())
+}
+
+async fn a_sandbox_runs_takes_containers_and_is_removed(case: Case) -> Result<()> {
+    sandbox(&case, true).await
+}
+
+async fn a_sandbox_with_a_network_runs_and_is_removed(case: Case) -> Result<()> {
+    sandbox(&case, false).await
+}
+
+async fn sandbox(case: &Case, host_network: bool) -> Result<()> {
+    assert_eq!(case.handler, Handler::Mooring);
+    let id = case.unique("pod");
+    let id = id.as_str();
+    let file = case.node.folder().join(format!("{id}.json"));
+    fs::write(&file, sandbox_spec("from-ctr", host_network).to_string())?;
+    let file = file.display().to_string();
+    let printed =
+        case.node.ctr(&["sandboxes", "run", "--runtime", case.handler.runtime(), &file, id]).await?;
+    assert_eq!(printed.trim(), id);
+    let list = case.node.ctr(&["sandboxes", "ls"]).await?;
+    assert!(list.contains(id), "{list}");
+    let inside = case.unique("inside");
+    let printed = run(case, &["--rm", "--sandbox", id], &inside, &["/bin/echo", "in the sandbox"]).await?;
+    assert_eq!(printed, "in the sandbox\n");
+    let stays = case.unique("inside");
+    run(case, &["--detach", "--null-io", "--sandbox", id], &stays, &["/bin/sleep", "1000"]).await?;
+    case.node.ctr(&["tasks", "kill", "-s", "KILL", &stays]).await?;
+    case.node.ctr(&["tasks", "rm", "-f", &stays]).await?;
+    case.node.ctr(&["containers", "rm", &stays]).await?;
+    case.node.ctr(&["sandboxes", "rm", id]).await?;
+    let list = case.node.ctr(&["sandboxes", "ls"]).await?;
+    assert!(!list.contains(id), "{list}");
+    Ok(())
+}
+
+suite!(Settings::default();
+    both: a_task_without_sandbox_runs_prints_and_is_removed,
+        the_exit_code_of_a_task_is_ctrs,
+        a_detached_task_is_listed_executed_in_paused_and_killed,
+        a_task_logs_into_a_file,
+        a_missing_program_is_named_and_leaves_nothing;
+    mooring: a_sandbox_runs_takes_containers_and_is_removed,
+        a_sandbox_with_a_network_runs_and_is_removed);

@@ -1,1 +1,277 @@
-fn main() {}
+//! Sandboxes and tasks through containerd's own services, without CRI.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use containerd_client::tonic::Code;
+use mooring_e2e::node::Settings;
+use mooring_e2e::services::{Client, Task, container_spec, sandbox_spec};
+use mooring_e2e::suite;
+use mooring_e2e::suite::Case;
+use prost_types::Any;
+use serde_json::json;
+
+/// A sandbox that runs, on the node's network so that nothing of it needs CNI.
+async fn running(case: &Case) -> Result<(Client, u32)> {
+    let client = Client::new(case);
+    let spec = sandbox_spec("inside", true);
+    client.record(&spec).await.context("record")?;
+    client.create(&spec, None, "").await.context("create")?;
+    let started = client.start().await.context("start")?;
+    Ok((client, started.pid))
+}
+
+async fn end(client: &Client) -> Result<()> {
+    client.stop().await.context("stop")?;
+    client.shutdown().await.context("shutdown")?;
+    client.forget().await.context("forget")?;
+    Ok(())
+}
+
+async fn a_sandbox_lives_from_create_to_shutdown(case: Case) -> Result<()> {
+    let (client, pid) = running(&case).await?;
+    assert!(pid > 0);
+    let status = client.status().await?;
+    assert_eq!(status.state, "SANDBOX_READY");
+    assert_eq!(status.pid, pid);
+    let info = status.info.get("info").context("no verbose info")?;
+    assert!(serde_json::from_str::<serde_json::Value>(info)?.is_object());
+    let platform = client.platform().await?.context("no platform")?;
+    assert_eq!(platform.os, "linux");
+    let waiter = tokio::spawn({
+        let client = client.with_id(&client.id);
+        async move { client.wait().await }
+    });
+    assert!(client.metrics().await?.and_then(|one| one.data).is_some());
+    client.stop().await?;
+    let waited = tokio::time::timeout(Duration::from_secs(5), waiter).await???;
+    assert!(waited.exited_at.is_some());
+    assert_eq!(client.status().await?.state, "SANDBOX_NOTREADY");
+    end(&client).await
+}
+
+async fn containers_of_a_sandbox_join_its_namespaces(case: Case) -> Result<()> {
+    let (client, pid) = running(&case).await?;
+    let mut tasks = Vec::new();
+    for _ in 0..2 {
+        let id = case.unique("container");
+        let spec = container_spec(&id, &["/bin/sleep", "1000"], Some(pid));
+        let task = client.container(&id, &spec).await?;
+        task.create().await.context("create")?;
+        let pid = task.start().await.context("start")?;
+        tasks.push((task, pid));
+    }
+    for kind in ["ipc", "uts"] {
+        let of = |pid| fs::read_link(format!("/proc/{pid}/ns/{kind}"));
+        assert_eq!(of(tasks[0].1)?, of(tasks[1].1)?, "{kind}");
+        assert_ne!(of(tasks[0].1)?, fs::read_link(format!("/proc/self/ns/{kind}"))?, "{kind}");
+    }
+    let script = "[ $(hostname) = inside ] || exit 9; exit 5";
+    assert_eq!(tasks[0].0.exec("first", &["/bin/sh", "-c", script]).await?, 5);
+    let (task, init) = &tasks[0];
+    assert_eq!(task.pids().await?, [*init]);
+    task.kill(15).await?;
+    task.kill(9).await?;
+    assert_eq!(task.wait().await?, 137);
+    assert_eq!(task.delete().await?, 137);
+    task.forget().await?;
+    // The other goes with the sandbox, forcibly.
+    let (other, _) = &tasks[1];
+    client.stop().await?;
+    assert_eq!(other.wait().await?, 137);
+    other.delete().await?;
+    other.forget().await?;
+    end(&client).await
+}
+
+async fn a_paused_task_is_stopped_with_its_sandbox(case: Case) -> Result<()> {
+    let (client, pid) = running(&case).await?;
+    let id = case.unique("container");
+    let task = client.container(&id, &container_spec(&id, &["/bin/sleep", "1000"], Some(pid))).await?;
+    task.create().await?;
+    task.start().await?;
+    task.pause().await?;
+    assert_eq!(task.state().await?, 4);
+    task.resume().await?;
+    assert_eq!(task.state().await?, 2);
+    task.pause().await?;
+    client.stop().await?;
+    assert_eq!(task.wait().await?, 137);
+    task.delete().await?;
+    task.forget().await?;
+    end(&client).await
+}
+
+async fn tasks_not_deleted_by_the_client_go_with_shutdown(case: Case) -> Result<()> {
+    let (client, pid) = running(&case).await?;
+    let id = case.unique("container");
+    let task = client.container(&id, &container_spec(&id, &["/bin/sleep", "1000"], Some(pid))).await?;
+    task.create().await?;
+    task.start().await?;
+    end(&client).await?;
+    // containerd itself may still have an object for the task; its runtime state is gone either way.
+    let _ = task.delete().await;
+    task.forget().await?;
+    Ok(())
+}
+
+async fn a_stopped_sandbox_takes_no_more_tasks(case: Case) -> Result<()> {
+    let (client, pid) = running(&case).await?;
+    client.stop().await?;
+    let id = case.unique("container");
+    let task = client.container(&id, &container_spec(&id, &["/bin/true"], Some(pid))).await?;
+    let error = task.create().await.expect_err("the door is closed");
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    task.forget().await?;
+    end(&client).await
+}
+
+async fn a_sandbox_with_a_network_has_an_address_and_gives_it_back(case: Case) -> Result<()> {
+    let client = Client::new(&case);
+    let spec = sandbox_spec("networked", false);
+    client.record(&spec).await?;
+    client.create(&spec, None, "").await?;
+    let pid = client.start().await?.pid;
+    let links = fs::read_to_string(format!("/proc/{pid}/net/dev"))?;
+    assert!(links.contains("eth0"), "{links}");
+    let table = fs::read_to_string(format!("/proc/{pid}/net/fib_trie"))?;
+    assert!(table.contains("10.88."), "{table}");
+    end(&client).await
+}
+
+async fn a_second_create_is_refused(case: Case) -> Result<()> {
+    let (client, pid) = running(&case).await?;
+    let error = client.create(&sandbox_spec("again", true), None, "").await;
+    let error = error.expect_err("there is one already");
+    assert_eq!(error.code(), Code::AlreadyExists, "{error}");
+    let id = case.unique("container");
+    let task = client.container(&id, &container_spec(&id, &["/bin/sleep", "9"], Some(pid))).await?;
+    task.create().await?;
+    let error = task.create().await.expect_err("there is one already");
+    assert_eq!(error.code(), Code::AlreadyExists, "{error}");
+    task.kill(9).await?;
+    task.delete().await?;
+    task.forget().await?;
+    end(&client).await
+}
+
+async fn unknown_ids_are_not_found(case: Case) -> Result<()> {
+    let (client, _) = running(&case).await?;
+    let nobody = Task::of(&client, "nobody");
+    for (deed, result) in [
+        ("start", nobody.start().await.map(drop)),
+        ("kill", nobody.kill(9).await),
+        ("wait", nobody.wait().await.map(drop)),
+        ("delete", nobody.delete().await.map(drop)),
+        ("state", nobody.state().await.map(drop)),
+        ("pids", nobody.pids().await.map(drop)),
+        ("pause", nobody.pause().await),
+    ] {
+        let error = result.expect_err(deed);
+        assert_eq!(error.code(), Code::NotFound, "{deed}: {error}");
+    }
+    let stranger = client.with_id("stranger");
+    let error = stranger.start().await.expect_err("there is no such sandbox");
+    assert_eq!(error.code(), Code::NotFound, "{error}");
+    // Stop of the unknown is success in containerd.
+    let _ = stranger.stop().await;
+    end(&client).await
+}
+
+async fn calls_in_the_wrong_order_are_refused(case: Case) -> Result<()> {
+    let (client, pid) = running(&case).await?;
+    let id = case.unique("container");
+    let task = client.container(&id, &container_spec(&id, &["/bin/sleep", "9"], Some(pid))).await?;
+    task.create().await?;
+    task.start().await?;
+    let error = task.delete().await.expect_err("it is running");
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    task.kill(9).await?;
+    task.wait().await?;
+    let error = task.add_exec("late", &["/bin/true"]).await.expect_err("it has ended");
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    let error = task.kill(9).await.expect_err("it has ended");
+    assert_eq!(error.code(), Code::NotFound, "{error}");
+    task.delete().await?;
+    task.forget().await?;
+    end(&client).await
+}
+
+async fn the_same_exec_id_twice_is_refused(case: Case) -> Result<()> {
+    let (client, pid) = running(&case).await?;
+    let id = case.unique("container");
+    let task = client.container(&id, &container_spec(&id, &["/bin/sleep", "9"], Some(pid))).await?;
+    task.create().await?;
+    task.start().await?;
+    task.add_exec("twin", &["/bin/true"]).await?;
+    let error = task.add_exec("twin", &["/bin/true"]).await.expect_err("the id is taken");
+    assert_eq!(error.code(), Code::AlreadyExists, "{error}");
+    client.stop().await?;
+    task.delete().await?;
+    task.forget().await?;
+    end(&client).await
+}
+
+async fn a_netns_path_that_is_none_is_refused_and_named(case: Case) -> Result<()> {
+    for path in ["/etc/passwd", "/no/such/netns", "../../etc", "/proc/self/ns/uts"] {
+        let client = Client::new(&case);
+        let spec = sandbox_spec("x", false);
+        client.record(&spec).await?;
+        let error = match client.create(&spec, None, path).await {
+            Ok(()) => client.start().await.map(drop),
+            error => error,
+        };
+        let error = error.expect_err(path);
+        assert!(error.message().contains(path), "{path}: {error}");
+        assert!([Code::InvalidArgument, Code::NotFound].contains(&error.code()), "{path}: {error}");
+        let _ = client.shutdown().await;
+        client.forget().await?;
+    }
+    Ok(())
+}
+
+async fn options_of_an_unknown_type_are_refused(case: Case) -> Result<()> {
+    let client = Client::new(&case);
+    let spec = sandbox_spec("x", true);
+    client.record(&spec).await?;
+    let options = Any { type_url: "example.invalid/Strange".to_owned(), value: vec![1, 2, 3] };
+    let error = client.create(&spec, Some(options), "").await.expect_err("strange options");
+    assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+    assert!(error.message().contains("example.invalid/Strange"), "{error}");
+    let _ = client.shutdown().await;
+    client.forget().await?;
+    Ok(())
+}
+
+async fn a_container_with_a_broken_specification_is_refused_and_the_shim_lives(case: Case) -> Result<()> {
+    let (client, pid) = running(&case).await?;
+    let mut no_process = container_spec("x", &["/bin/true"], Some(pid));
+    no_process["process"] = json!(null);
+    let mut bad_namespace = container_spec("x", &["/bin/true"], Some(pid));
+    bad_namespace["linux"]["namespaces"][2]["path"] = json!("/proc/1/nonsense");
+    for spec in [json!("no object"), json!({}), no_process, bad_namespace] {
+        let id = case.unique("container");
+        let task = client.container(&id, &spec).await?;
+        assert!(task.create().await.is_err(), "{spec}");
+        task.forget().await?;
+    }
+    assert_eq!(client.status().await?.state, "SANDBOX_READY");
+    end(&client).await
+}
+
+suite!(Settings::default();
+    both: ;
+    mooring: a_sandbox_lives_from_create_to_shutdown,
+        containers_of_a_sandbox_join_its_namespaces,
+        a_paused_task_is_stopped_with_its_sandbox,
+        tasks_not_deleted_by_the_client_go_with_shutdown,
+        a_stopped_sandbox_takes_no_more_tasks,
+        a_sandbox_with_a_network_has_an_address_and_gives_it_back,
+        a_second_create_is_refused,
+        unknown_ids_are_not_found,
+        calls_in_the_wrong_order_are_refused,
+        the_same_exec_id_twice_is_refused,
+        a_netns_path_that_is_none_is_refused_and_named,
+        options_of_an_unknown_type_are_refused,
+        a_container_with_a_broken_specification_is_refused_and_the_shim_lives);
