@@ -140,7 +140,10 @@ impl Client {
             sandbox_id: self.id.clone(),
             sandboxer: Self::sandboxer(),
         };
-        self.controller().platform(request(message)).await.map(|answer| answer.into_inner().platform)
+        self.controller()
+            .platform(request(message))
+            .await
+            .map(|answer| answer.into_inner().platform)
     }
 
     /// Status, verbose.
@@ -190,13 +193,22 @@ impl Client {
         self.controller().metrics(request(message)).await.map(|answer| answer.into_inner().metrics)
     }
 
-    /// A container of the sandbox, and its task, created.
+    /// A container of the sandbox, without a task yet.
     pub async fn container(&self, id: &str, spec: &Value) -> Result<Task> {
+        self.container_in(&self.id, id, spec).await
+    }
+
+    /// A container without sandbox.
+    pub async fn plain_container(&self, id: &str, spec: &Value) -> Result<Task> {
+        self.container_in("", id, spec).await
+    }
+
+    async fn container_in(&self, sandbox: &str, id: &str, spec: &Value) -> Result<Task> {
         let record = api::Container {
             id: id.to_owned(),
             runtime: Some(api::container::Runtime { name: self.runtime.clone(), options: None }),
             spec: Some(any(SPEC, spec)),
-            sandbox: self.id.clone(),
+            sandbox: sandbox.to_owned(),
             ..Default::default()
         };
         let message = api::CreateContainerRequest { container: Some(record) };
@@ -361,8 +373,9 @@ pub fn container_spec(id: &str, arguments: &[&str], sandbox_pid: Option<u32>) ->
     let mut namespaces = vec![json!({ "type": "mount" }), json!({ "type": "pid" })];
     for (kind, name) in [("network", "net"), ("ipc", "ipc"), ("uts", "uts")] {
         match sandbox_pid {
-            Some(pid) => namespaces
-                .push(json!({ "type": kind, "path": format!("/proc/{pid}/ns/{name}") })),
+            Some(pid) => {
+                namespaces.push(json!({ "type": kind, "path": format!("/proc/{pid}/ns/{name}") }))
+            }
             None => namespaces.push(json!({ "type": kind })),
         }
     }

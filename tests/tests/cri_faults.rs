@@ -14,7 +14,8 @@ use nix::unistd::Pid;
 
 fn shim_of(pod: &Pod) -> Result<Process> {
     let mut all = all_processes().into_iter();
-    let shim = all.find(|one| one.name.starts_with("containerd-shim") && one.command.contains(&pod.id));
+    let shim =
+        all.find(|one| one.name.starts_with("containerd-shim") && one.command.contains(&pod.id));
     shim.context("the pod has no shim")
 }
 

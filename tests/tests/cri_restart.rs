@@ -20,7 +20,8 @@ async fn a_pod_lives_through_a_crash_after_every_step(case: Case) -> Result<()> 
 }
 
 async fn every_step(case: &Case, crash: bool) -> Result<()> {
-    let again = || async { if crash { case.node.crash().await } else { case.node.restart().await } };
+    let again =
+        || async { if crash { case.node.crash().await } else { case.node.restart().await } };
     let pod = PodSpec::new(case).run().await?;
     again().await?;
     assert!(pod.is_ready().await?);
@@ -76,7 +77,8 @@ async fn an_exit_while_containerd_is_away_is_known_afterwards(case: Case) -> Res
 
 async fn output_goes_on_after_a_restart(case: Case) -> Result<()> {
     let pod = PodSpec::new(&case).run().await?;
-    let script = "echo before; while [ ! -e /dev/shm/go ]; do usleep 20000; done; echo after; sleep 1000";
+    let script =
+        "echo before; while [ ! -e /dev/shm/go ]; do usleep 20000; done; echo after; sleep 1000";
     let container = pod.start(&ContainerSpec::script("main", script)).await?;
     container.logged("stdout", |lines| lines == "before").await?;
     case.node.crash().await?;

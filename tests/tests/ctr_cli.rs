@@ -38,7 +38,8 @@ async fn a_detached_task_is_listed_executed_in_paused_and_killed(case: Case) -> 
     run(&case, &["--detach", "--null-io"], id, &["/bin/sleep", "1000"]).await?;
     let list = case.node.ctr(&["tasks", "ls"]).await?;
     assert!(list.contains(id) && list.contains("RUNNING"), "{list}");
-    let printed = case.node.ctr(&["tasks", "exec", "--exec-id", "one", id, "/bin/hostname"]).await?;
+    let printed =
+        case.node.ctr(&["tasks", "exec", "--exec-id", "one", id, "/bin/hostname"]).await?;
     assert!(!printed.trim().is_empty());
     let processes = case.node.ctr(&["tasks", "ps", id]).await?;
     assert_eq!(processes.lines().count(), 2, "{processes}");
@@ -96,13 +97,16 @@ async fn sandbox(case: &Case, host_network: bool) -> Result<()> {
     let file = case.node.folder().join(format!("{id}.json"));
     fs::write(&file, sandbox_spec("from-ctr", host_network).to_string())?;
     let file = file.display().to_string();
-    let printed =
-        case.node.ctr(&["sandboxes", "run", "--runtime", case.handler.runtime(), &file, id]).await?;
+    let printed = case
+        .node
+        .ctr(&["sandboxes", "run", "--runtime", case.handler.runtime(), &file, id])
+        .await?;
     assert_eq!(printed.trim(), id);
     let list = case.node.ctr(&["sandboxes", "ls"]).await?;
     assert!(list.contains(id), "{list}");
     let inside = case.unique("inside");
-    let printed = run(case, &["--rm", "--sandbox", id], &inside, &["/bin/echo", "in the sandbox"]).await?;
+    let printed =
+        run(case, &["--rm", "--sandbox", id], &inside, &["/bin/echo", "in the sandbox"]).await?;
     assert_eq!(printed, "in the sandbox\n");
     let stays = case.unique("inside");
     run(case, &["--detach", "--null-io", "--sandbox", id], &stays, &["/bin/sleep", "1000"]).await?;

@@ -8,7 +8,7 @@ use containerd_client::tonic::Code;
 use mooring_e2e::node::Settings;
 use mooring_e2e::services::{Client, Task, container_spec, sandbox_spec};
 use mooring_e2e::suite;
-use mooring_e2e::suite::Case;
+use mooring_e2e::suite::{Case, Handler};
 use prost_types::Any;
 use serde_json::json;
 
@@ -88,7 +88,8 @@ async fn containers_of_a_sandbox_join_its_namespaces(case: Case) -> Result<()> {
 async fn a_paused_task_is_stopped_with_its_sandbox(case: Case) -> Result<()> {
     let (client, pid) = running(&case).await?;
     let id = case.unique("container");
-    let task = client.container(&id, &container_spec(&id, &["/bin/sleep", "1000"], Some(pid))).await?;
+    let task =
+        client.container(&id, &container_spec(&id, &["/bin/sleep", "1000"], Some(pid))).await?;
     task.create().await?;
     task.start().await?;
     task.pause().await?;
@@ -106,7 +107,8 @@ async fn a_paused_task_is_stopped_with_its_sandbox(case: Case) -> Result<()> {
 async fn tasks_not_deleted_by_the_client_go_with_shutdown(case: Case) -> Result<()> {
     let (client, pid) = running(&case).await?;
     let id = case.unique("container");
-    let task = client.container(&id, &container_spec(&id, &["/bin/sleep", "1000"], Some(pid))).await?;
+    let task =
+        client.container(&id, &container_spec(&id, &["/bin/sleep", "1000"], Some(pid))).await?;
     task.create().await?;
     task.start().await?;
     end(&client).await?;
@@ -244,7 +246,9 @@ async fn options_of_an_unknown_type_are_refused(case: Case) -> Result<()> {
     Ok(())
 }
 
-async fn a_container_with_a_broken_specification_is_refused_and_the_shim_lives(case: Case) -> Result<()> {
+async fn a_container_with_a_broken_specification_is_refused_and_the_shim_lives(
+    case: Case,
+) -> Result<()> {
     let (client, pid) = running(&case).await?;
     let mut no_process = container_spec("x", &["/bin/true"], Some(pid));
     no_process["process"] = json!(null);
@@ -260,8 +264,59 @@ async fn a_container_with_a_broken_specification_is_refused_and_the_shim_lives(c
     end(&client).await
 }
 
+/// A task without sandbox that runs.
+async fn plain(case: &Case) -> Result<Task> {
+    let id = case.unique("plain");
+    let spec = container_spec(&id, &["/bin/sleep", "1000"], None);
+    let task = Client::new(case).plain_container(&id, &spec).await?;
+    task.create().await?;
+    task.start().await?;
+    Ok(task)
+}
+
+async fn plain_tasks_refuse_calls_in_the_wrong_order(case: Case) -> Result<()> {
+    let task = plain(&case).await?;
+    let error = task.delete().await.expect_err("it is running");
+    let refusals = match case.handler {
+        // The Go shim gives it no code.
+        Handler::Runc => Code::Unknown,
+        Handler::Mooring => Code::FailedPrecondition,
+    };
+    assert_eq!(error.code(), refusals, "{error}");
+    let error = task.create().await.expect_err("it is there already");
+    assert_eq!(error.code(), Code::AlreadyExists, "{error}");
+    task.kill(9).await?;
+    assert_eq!(task.wait().await?, 137);
+    let error = task.kill(9).await.expect_err("it has ended");
+    assert_eq!(error.code(), Code::NotFound, "{error}");
+    assert!(task.exec("late", &["/bin/true"]).await.is_err());
+    assert_eq!(task.delete().await?, 137);
+    let error = task.start().await.expect_err("it is gone");
+    assert_eq!(error.code(), Code::NotFound, "{error}");
+    task.forget().await?;
+    Ok(())
+}
+
+async fn plain_tasks_run_further_processes(case: Case) -> Result<()> {
+    let task = plain(&case).await?;
+    assert_eq!(task.exec("one", &["/bin/sh", "-c", "exit 5"]).await?, 5);
+    assert_eq!(task.exec("one", &["/bin/true"]).await?, 0);
+    task.add_exec("twin", &["/bin/true"]).await?;
+    let error = task.add_exec("twin", &["/bin/true"]).await.expect_err("the id is taken");
+    assert_eq!(error.code(), Code::AlreadyExists, "{error}");
+    task.pause().await?;
+    assert_eq!(task.state().await?, 4);
+    task.resume().await?;
+    assert_eq!(task.state().await?, 2);
+    task.kill(9).await?;
+    task.wait().await?;
+    task.delete().await?;
+    task.forget().await?;
+    Ok(())
+}
+
 suite!(Settings::default();
-    both: ;
+    both: plain_tasks_refuse_calls_in_the_wrong_order, plain_tasks_run_further_processes;
     mooring: a_sandbox_lives_from_create_to_shutdown,
         containers_of_a_sandbox_join_its_namespaces,
         a_paused_task_is_stopped_with_its_sandbox,
