@@ -104,3 +104,10 @@ mod tests {
         assert_eq!(*seen.0.lock().unwrap(), [entry(true), entry(false)]);
     }
 }
+
+#[async_trait]
+impl CniPlugins for Arc<dyn CniPlugins> {
+    async fn run(&self, call: &Call, deadline: Option<Instant>) -> Result<Option<Value>, PluginError> {
+        (**self).run(call, deadline).await
+    }
+}

@@ -18,6 +18,8 @@ mod spec;
 mod start;
 mod status;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod work;
 
 use std::{
@@ -30,8 +32,13 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 use crate::{
-    containerd::Containerd, id::Id, network::CniPlugins, options::Options, process::Reaper,
+    containerd::Containerd,
+    id::Id,
+    network::{CniPlugins, Observed},
+    options::Options,
+    process::Reaper,
     teardown::journal::Store,
+    telemetry::Telemetry,
 };
 pub use create::CreateRequest;
 pub use door::Admitted;
@@ -158,11 +165,14 @@ pub struct Sandbox {
     lifecycle: tokio::sync::Mutex<()>,
     teardown: Mutex<Option<stop::Run>>,
     progress: Arc<progress::Progress>,
+    telemetry: Arc<Telemetry>,
 }
 
 impl Sandbox {
     /// A sandbox that is not created yet.
-    pub fn new(env: Environment) -> Arc<Self> {
+    pub fn new(mut env: Environment) -> Arc<Self> {
+        let telemetry = Arc::new(Telemetry::default());
+        env.plugins = Arc::new(Observed::new(env.plugins, telemetry.clone()));
         Arc::new(Self {
             env,
             tasks: OnceLock::new(),
@@ -171,7 +181,8 @@ impl Sandbox {
             exit: watch::Sender::new(None),
             lifecycle: tokio::sync::Mutex::default(),
             teardown: Mutex::new(None),
-            progress: Arc::default(),
+            progress: Arc::new(progress::Progress::new(Arc::clone(&telemetry))),
+            telemetry,
         })
     }
 

@@ -1,13 +1,16 @@
 //! How far the teardown is, for the verbose status.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
 use serde_json::{Value, json};
 
-use crate::teardown::{Observer, Outcome, Step, StepReport};
+use crate::{
+    teardown::{Observer, Outcome, Step, StepReport},
+    telemetry::Telemetry,
+};
 
 #[derive(Default)]
 struct Seen {
@@ -16,12 +19,19 @@ struct Seen {
 }
 
 /// Remembers the steps of the last teardown.
-#[derive(Default)]
-pub(super) struct Progress(Mutex<Seen>);
+pub(super) struct Progress {
+    seen: Mutex<Seen>,
+    telemetry: Arc<Telemetry>,
+}
 
 impl Progress {
+    /// Steps are also counted and timed in `telemetry`.
+    pub(super) fn new(telemetry: Arc<Telemetry>) -> Self {
+        Self { seen: Mutex::default(), telemetry }
+    }
+
     fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The step that is under way.
@@ -58,6 +68,8 @@ impl Observer for Progress {
     }
 
     fn ended(&self, report: StepReport) {
+        let failed = matches!(report.outcome, Outcome::Failed(_) | Outcome::Warned(_));
+        self.telemetry.observe(&format!("teardown_{}", report.step), report.took, failed);
         let mut seen = self.seen();
         seen.current = None;
         // A repeated step replaces its earlier report: a retried stop does not grow without end.

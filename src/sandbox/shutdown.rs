@@ -38,9 +38,9 @@ impl Sandbox {
 
 /// Removes the folder of the pod's files, which the teardown has emptied, and its parent with the last of them.
 pub(super) fn remove_run_dir(run_dir: &std::path::Path) {
-    if std::fs::remove_dir(run_dir).is_ok()
-        && let Some(parent) = run_dir.parent()
-    {
+    // Whatever is still in one of them is somebody else's, or is removed with its own record.
+    let _ = std::fs::remove_dir(run_dir);
+    if let Some(parent) = run_dir.parent() {
         let _ = std::fs::remove_dir(parent);
     }
 }

@@ -72,6 +72,8 @@ impl Sandbox {
                 "bundle": pod.bundle,
                 "networks": attachment,
                 "teardown": self.progress.to_json(),
+                "handler": self.env.options.runtime.binary_name,
+                "metrics": self.telemetry.to_json(),
             });
             info.insert("info".to_owned(), document.to_string());
         }

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{Error, Pod, Sandbox, State, work::Live};
+use super::{Error, Pod, Sandbox, State, blocking, shutdown::remove_run_dir, work::Live};
 use crate::teardown::{Executor, TeardownError};
 
 /// A teardown under way; callers join it.
@@ -82,6 +82,9 @@ impl Sandbox {
         // The connection costs memory, and whatever asks next may find another containerd.
         self.env.containerd.disconnect().await;
         if result.is_ok() {
+            let run_dir = self.env.run_dir();
+            // Only tidiness: it is empty by now, and removed again with the journal.
+            let _ = blocking(move || remove_run_dir(&run_dir)).await;
             let mut state = self.state();
             *state = State::Stopped { pod: Arc::clone(pod), pid: state.pid() };
             drop(state);

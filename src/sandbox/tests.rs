@@ -1,0 +1,391 @@
+//! The state machine with fake parties: containerd, CNI plugins and tasks are in memory, the kernel is the real one.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use proptest::prelude::*;
+use tokio::time::timeout;
+
+use super::{CreateRequest, Environment, Error, HolderProgram, PodTasks, Sandbox, Status};
+use crate::{
+    containerd::fake::{Fault, FakeContainerd},
+    error::{Code, Coded},
+    id::Id,
+    network::{
+        Operation,
+        fake::{self, FakePlugins},
+    },
+    options::Options,
+    process::Reaper,
+    teardown::journal,
+};
+
+/// Tasks in memory. Kills reach them as the shim's own would.
+#[derive(Default)]
+struct FakeTasks {
+    running: Mutex<BTreeSet<Id>>,
+    known: Mutex<BTreeSet<Id>>,
+    changed: tokio::sync::Notify,
+    killed_in_place: Mutex<Vec<Id>>,
+}
+
+impl FakeTasks {
+    fn run(&self, id: &Id) {
+        self.known.lock().unwrap().insert(id.clone());
+        self.running.lock().unwrap().insert(id.clone());
+    }
+
+    fn end(&self, id: &Id) {
+        self.running.lock().unwrap().remove(id);
+        self.changed.notify_waiters();
+    }
+}
+
+#[async_trait]
+impl PodTasks for FakeTasks {
+    fn ids(&self) -> Vec<Id> {
+        self.known.lock().unwrap().iter().cloned().collect()
+    }
+
+    fn is_running(&self, container: &Id) -> bool {
+        self.running.lock().unwrap().contains(container)
+    }
+
+    async fn kill_in_place(&self, container: &Id) {
+        self.killed_in_place.lock().unwrap().push(container.clone());
+        self.end(container);
+    }
+
+    async fn exited(&self, container: &Id) {
+        loop {
+            let changed = self.changed.notified();
+            if !self.is_running(container) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    async fn clear(&self) -> Result<(), String> {
+        self.known.lock().unwrap().clear();
+        Ok(())
+    }
+}
+
+struct World {
+    folder: tempfile::TempDir,
+    id: Id,
+    sandbox: Arc<Sandbox>,
+    containerd: Arc<FakeContainerd>,
+    plugins: Arc<FakePlugins>,
+    tasks: Arc<FakeTasks>,
+}
+
+const SPEC: &str = r#"{"ociVersion":"1.0.2","hostname":"moored"}"#;
+
+impl World {
+    fn new(name: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for (file, text) in [
+            ("bundle/config.json", SPEC),
+            ("net.d/10-node.conflist", r#"{"cniVersion":"1.0.0","name":"node","plugins":[{"type":"bridge"},{"type":"portmap"}]}"#),
+        ] {
+            let path = folder.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let mut options = Options {
+            state_root: folder.path().join("state"),
+            run_root: folder.path().join("run"),
+            ..Options::default()
+        };
+        options.network.conf_dir = folder.path().join("net.d");
+        options.network.cache_dir = folder.path().join("cni");
+        options.deadlines.containerd = Duration::from_millis(200);
+        let id = Id::new(format!("unit-{name}-{}", std::process::id())).unwrap();
+        let containerd = Arc::new(FakeContainerd::default());
+        let plugins = Arc::new(FakePlugins::default());
+        let tasks = Arc::new(FakeTasks::default());
+        let sandbox = Sandbox::new(Environment {
+            namespace: Id::new("unit").unwrap(),
+            id: id.clone(),
+            grpc_address: "/nonexistent.sock".into(),
+            options,
+            reaper: Reaper::start().unwrap(),
+            containerd: containerd.clone(),
+            plugins: plugins.clone(),
+            holder: HolderProgram(&[]),
+        });
+        sandbox.set_tasks(tasks.clone());
+        Self { folder, id, sandbox, containerd, plugins, tasks }
+    }
+
+    fn request(&self) -> CreateRequest {
+        CreateRequest { bundle: self.folder.path().join("bundle"), ..CreateRequest::default() }
+    }
+
+    async fn started(name: &str) -> Self {
+        let world = Self::new(name);
+        world.sandbox.create(world.request()).await.unwrap();
+        world.sandbox.start().await.unwrap();
+        world
+    }
+
+    fn netns(&self) -> PathBuf {
+        format!("/run/netns/mooring-unit--{}", self.id).into()
+    }
+
+    fn state_dir(&self) -> PathBuf {
+        self.folder.path().join("state/unit").join(&self.id)
+    }
+
+    /// Everything that a sandbox may leave behind.
+    fn left(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        let mut note = |path: &Path| {
+            if path.exists() {
+                left.push(path.display().to_string());
+            }
+        };
+        note(&self.netns());
+        note(&self.folder.path().join("run/unit"));
+        for entry in std::fs::read_dir(self.folder.path().join("cni/results")).into_iter().flatten().flatten() {
+            note(&entry.path());
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let ours = self.folder.path().to_string_lossy().into_owned();
+        left.extend(mounts.lines().filter(|line| line.contains(&ours)).map(str::to_owned));
+        left
+    }
+
+    /// Every network that was attached was detached.
+    fn owed(&self) -> i64 {
+        let count = |operation| {
+            let calls = self.plugins.calls();
+            i64::try_from(calls.iter().filter(|call| call.operation == operation).count()).unwrap()
+        };
+        count(Operation::Add) - count(Operation::Del)
+    }
+}
+
+fn id(text: &str) -> Id {
+    Id::new(text).unwrap()
+}
+
+#[tokio::test]
+async fn a_sandbox_goes_through_its_life_and_leaves_nothing() {
+    let world = World::started("life").await;
+    let Status { pid, ready, .. } = world.sandbox.status(false).unwrap();
+    assert!(ready && Path::new(&format!("/proc/{pid}/ns/net")).exists());
+    assert!(world.netns().exists());
+    world.sandbox.stop(None).await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
+    assert_eq!(world.owed(), 0);
+    assert!(!world.sandbox.status(false).unwrap().ready);
+    assert_eq!(world.sandbox.wait().await.unwrap().status, 0);
+    world.sandbox.shutdown().await.unwrap();
+    assert!(!world.folder.path().join("state/unit").exists());
+    assert_eq!(world.sandbox.status(false).unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn calls_out_of_order_are_refused_with_their_code() {
+    let world = World::new("order");
+    assert_eq!(world.sandbox.start().await.unwrap_err().code(), Code::NotFound);
+    world.sandbox.stop(None).await.expect("an unknown sandbox is stopped");
+    world.sandbox.create(world.request()).await.unwrap();
+    assert_eq!(world.sandbox.create(world.request()).await.unwrap_err().code(), Code::AlreadyExists);
+    world.sandbox.start().await.unwrap();
+    assert_eq!(world.sandbox.start().await.unwrap_err().code(), Code::FailedPrecondition);
+    world.sandbox.stop(None).await.unwrap();
+    assert_eq!(world.sandbox.start().await.unwrap_err().code(), Code::FailedPrecondition);
+    assert_eq!(world.sandbox.admit().err().map(|error| error.code()), Some(Code::FailedPrecondition));
+    world.sandbox.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_add_takes_everything_back_and_names_the_plugin() {
+    let world = World::new("add");
+    world.plugins.fail(Operation::Add, "portmap", &[fake::Fault::Reported(11, "no ports left")]);
+    world.sandbox.create(world.request()).await.unwrap();
+    let error = world.sandbox.start().await.unwrap_err().to_string();
+    assert!(error.contains("portmap") && error.contains("no ports left"), "{error}");
+    assert_eq!(world.left(), Vec::<String>::new());
+    world.sandbox.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_del_is_returned_and_the_next_stop_resumes_there() {
+    let world = World::started("del").await;
+    world.plugins.fail(Operation::Del, "bridge", &[fake::Fault::Reported(1, "busy"), fake::Fault::Missing]);
+    for _ in 0..2 {
+        let error = world.sandbox.stop(None).await.unwrap_err().to_string();
+        assert!(error.starts_with("network: ") && error.contains("bridge"), "{error}");
+        assert!(world.netns().exists(), "the namespace is kept for the next DEL");
+    }
+    let listed = |world: &World| {
+        let calls = world.containerd.calls();
+        calls.iter().filter(|call| call.contains("containers_of")).count()
+    };
+    let before = listed(&world);
+    world.sandbox.stop(None).await.unwrap();
+    assert_eq!(listed(&world), before, "containers are not stopped twice");
+    assert_eq!(world.left(), Vec::<String>::new());
+    world.sandbox.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_second_stop_joins_the_first() {
+    let world = World::started("join").await;
+    let stops: Vec<_> = (0..20)
+        .map(|_| {
+            let sandbox = Arc::clone(&world.sandbox);
+            tokio::spawn(async move { sandbox.stop(None).await })
+        })
+        .collect();
+    for stop in stops {
+        stop.await.unwrap().unwrap();
+    }
+    let dels = world.plugins.calls().iter().filter(|call| call.operation == Operation::Del).count();
+    assert_eq!(dels, 2, "each plugin once");
+    world.sandbox.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_during_a_start_wins() {
+    let world = World::new("during");
+    world.sandbox.create(world.request()).await.unwrap();
+    let starting = {
+        let sandbox = Arc::clone(&world.sandbox);
+        tokio::spawn(async move { sandbox.start().await })
+    };
+    tokio::task::yield_now().await;
+    world.sandbox.stop(None).await.unwrap();
+    // Whether the start was quicker or not: nothing of it is left.
+    let _ = starting.await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
+    world.sandbox.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn containers_are_killed_through_containerd_and_in_place_when_it_is_silent() {
+    let world = World::started("silent").await;
+    for name in ["a", "b"] {
+        world.tasks.run(&id(name));
+        world.containerd.add_container(&id(name), &world.id, "io.containerd.mooring.v1");
+    }
+    world.containerd.fault_always("containers_of", Fault::Hang);
+    world.sandbox.stop(None).await.unwrap();
+    let mut killed = world.tasks.killed_in_place.lock().unwrap().clone();
+    killed.sort();
+    assert_eq!(killed, [id("a"), id("b")]);
+    world.sandbox.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_that_takes_longer_than_its_caller_waits_says_where_it_is_and_goes_on() {
+    let world = World::started("late").await;
+    let guest = world.sandbox.admit().unwrap();
+    let error = world.sandbox.stop(Some(Duration::from_millis(50))).await.unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded);
+    assert!(error.to_string().contains("door"), "{error}");
+    drop(guest);
+    timeout(Duration::from_secs(5), world.sandbox.stop(None)).await.unwrap().unwrap();
+    world.sandbox.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_network_namespace_that_is_none_is_refused() {
+    let world = World::new("netns");
+    let request = CreateRequest { netns_path: Some("/dev/null".into()), ..world.request() };
+    let error = world.sandbox.create(request).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument);
+    assert!(matches!(error, Error::Netns(_)), "{error}");
+    assert!(!world.state_dir().exists());
+}
+
+/// What a client may do, and what may happen to it.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Create,
+    Start,
+    Stop,
+    StopImpatiently,
+    Run,
+    Exit,
+    Status,
+    FailDel,
+    FailAdd,
+    Silence,
+    Heal,
+    Shutdown,
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    use Event::{Create, Exit, FailAdd, FailDel, Heal, Run, Shutdown, Silence, Start, Status, Stop, StopImpatiently};
+    let any = prop::sample::select(vec![
+        Create, Start, Start, Stop, StopImpatiently, Run, Run, Exit, Status, FailDel, FailAdd, Silence, Heal, Shutdown,
+    ]);
+    prop::collection::vec(any, 1..14)
+}
+
+async fn happen(world: &World, event: Event) {
+    let container = id("c");
+    match event {
+        Event::Create => drop(world.sandbox.create(world.request()).await),
+        Event::Start => drop(world.sandbox.start().await),
+        Event::Stop => drop(world.sandbox.stop(None).await),
+        Event::StopImpatiently => drop(world.sandbox.stop(Some(Duration::ZERO)).await),
+        Event::Run => {
+            if world.sandbox.is_created()
+                && let Ok(_guest) = world.sandbox.admit()
+            {
+                world.tasks.run(&container);
+                world.containerd.add_container(&container, &world.id, "io.containerd.mooring.v1");
+            }
+        }
+        Event::Exit => world.tasks.end(&container),
+        Event::Status => drop(world.sandbox.status(true)),
+        Event::FailDel => world.plugins.fail(Operation::Del, "bridge", &[fake::Fault::Reported(1, "no")]),
+        Event::FailAdd => world.plugins.fail(Operation::Add, "bridge", &[fake::Fault::Missing]),
+        Event::Silence => world.containerd.fault_always("containers_of", Fault::Hang),
+        Event::Heal => world.containerd.heal(),
+        Event::Shutdown => drop(world.sandbox.shutdown().await),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Whatever a client does in whatever order: no call hangs, and once a stop has succeeded nothing is left, no
+    /// container runs, and every ADD has had its DEL.
+    #[test]
+    fn any_sequence_of_calls_and_faults_ends_clean(events in events()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let world = World::new("any");
+            for event in &events {
+                let done = timeout(Duration::from_secs(10), happen(&world, *event)).await;
+                prop_assert!(done.is_ok(), "{event:?} hangs");
+            }
+            world.containerd.heal();
+            let mut ended = Err(Error::NotFound);
+            for _ in 0..4 {
+                ended = timeout(Duration::from_secs(10), world.sandbox.shutdown()).await.expect("shutdown hangs");
+                if ended.is_ok() {
+                    break;
+                }
+            }
+            prop_assert!(ended.is_ok(), "{ended:?}");
+            prop_assert_eq!(world.left(), Vec::<String>::new());
+            prop_assert!(world.tasks.running.lock().unwrap().is_empty());
+            prop_assert!(journal::read(&world.state_dir()).unwrap().is_none());
+            Ok(())
+        })?;
+    }
+}
