@@ -213,8 +213,16 @@ impl Options {
     ///
     /// The texts that come with the options name every key that Mooring does not know.
     pub fn load(handler: Option<&AnyValue>) -> Result<(Self, Vec<String>), Error> {
-        let file = env::var_os("MOORING_CONFIG").map_or_else(|| CONFIG.into(), PathBuf::from);
-        Self::load_from(&file, handler)
+        Self::load_from(&node_file(), handler)
+    }
+
+    /// The options of a container in a sandbox: what containerd passed with the container over what it passed with
+    /// the sandbox. containerd may pass no more than the shim's address with a container.
+    pub fn load_for_container(
+        sandbox: Option<&AnyValue>,
+        container: &AnyValue,
+    ) -> Result<(Self, Vec<String>), Error> {
+        Self::load_layers(&node_file(), sandbox.into_iter().chain([container]))
     }
 
     /// The same as [`Options::load`], with the node's configuration in `file`. No such file is no configuration.
@@ -222,19 +230,31 @@ impl Options {
         file: &Path,
         handler: Option<&AnyValue>,
     ) -> Result<(Self, Vec<String>), Error> {
+        Self::load_layers(file, handler)
+    }
+
+    fn load_layers<'a>(
+        file: &Path,
+        given: impl IntoIterator<Item = &'a AnyValue>,
+    ) -> Result<(Self, Vec<String>), Error> {
         let (mut options, mut warnings) = (Self::default(), Vec::new());
         let node = match std::fs::read_to_string(file) {
             Ok(text) => Some(layer::Layer::parse(&text, &file.display().to_string())?),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(source) => return Err(Error::Read { path: file.into(), source }),
         };
-        let handler = handler.map(decode::layer).transpose()?;
-        for layer in [node, handler].into_iter().flatten() {
+        let given = given.into_iter().map(decode::layer);
+        for layer in node.map(Ok).into_iter().chain(given) {
+            let layer = layer?;
             warnings.extend(layer.unknown());
             layer.apply(&mut options)?;
         }
         Ok((options, warnings))
     }
+}
+
+fn node_file() -> PathBuf {
+    env::var_os("MOORING_CONFIG").map_or_else(|| CONFIG.into(), PathBuf::from)
 }
 
 #[cfg(test)]
@@ -307,6 +327,18 @@ mod tests {
         assert!(options.runtime.no_pivot_root);
         assert_eq!(options.runtime.io_gid, 7);
         assert_eq!(options.runtime.root, RuntimeOptions::default().root);
+        assert!(warnings.is_empty());
+    }
+
+    #[test]
+    fn a_container_keeps_what_its_sandbox_was_given() {
+        // What containerd 2.1 and 2.2 pass with a container: task_api_address and task_api_version.
+        let value = b"\x62\x0bunix:///run\x68\x03".to_vec();
+        let own = AnyValue { type_url: "containerd.runc.v1.Options".into(), value };
+        let sandbox = generic("BinaryName = 'crun'");
+        let file = Path::new("/nonexistent");
+        let (options, warnings) = Options::load_layers(file, [&sandbox, &own]).unwrap();
+        assert_eq!(options.runtime.binary_name, "crun");
         assert!(warnings.is_empty());
     }
 

@@ -78,7 +78,11 @@ impl TaskService {
         let loaded;
         let options = match own {
             Some(own) => {
-                let (options, warnings) = Options::load(Some(&own))?;
+                let (options, warnings) = if self.sandbox.is_created() {
+                    Options::load_for_container(given.as_ref(), &own)?
+                } else {
+                    Options::load(Some(&own))?
+                };
                 warnings.iter().for_each(|warning| log::warn!("{warning}"));
                 loaded = options;
                 &loaded
