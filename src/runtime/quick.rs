@@ -101,20 +101,29 @@ pub async fn start(settings: &RuntimeSettings, id: &Id, init: &Exited) -> Result
     // Opened without waiting; it becomes readable when the init has opened its end and written.
     let Ok(reader) = pipe::OpenOptions::new().open_receiver(&fifo) else { return Ok(false) };
     let mut init = init.clone();
+    let mut byte = [0; 16];
     loop {
-        tokio::select! {
-            ready = reader.readable() => ready.map_err(|source| failed("read", &fifo, source))?,
-            _ = init.wait() => return Err(Error::Ended),
-        }
-        match reader.try_read(&mut [0; 16]) {
+        let ended = tokio::select! {
+            ready = reader.readable() => ready.map(|()| false).map_err(|source| failed("read", &fifo, source))?,
+            _ = init.wait() => true,
+        };
+        // An init that has ended may have been started first, and been quick: then its byte is here.
+        let read = if ended {
+            rustix::io::read(&reader, &mut byte).map_err(Into::into)
+        } else {
+            reader.try_read(&mut byte)
+        };
+        match read {
             Ok(1..) => break,
-            // The init closed its end and wrote nothing: it is ending.
-            Ok(0) => {
+            Err(error) if error.kind() == ErrorKind::WouldBlock && !ended => {}
+            Err(source) if source.kind() != ErrorKind::WouldBlock => {
+                return Err(failed("read", &fifo, source));
+            }
+            // It closed its end and wrote nothing: it is ending.
+            Ok(0) | Err(_) => {
                 init.wait().await;
                 return Err(Error::Ended);
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(source) => return Err(failed("read", &fifo, source)),
         }
     }
     match fs::remove_file(&fifo) {

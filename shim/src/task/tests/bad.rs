@@ -1,1 +1,140 @@
+use std::fs;
 
+use mooring::{
+    error::{Code, Coded},
+    mounts::Mount,
+};
+
+use super::stage::Stage;
+use crate::task::{CreateRequest, Error, Streams};
+
+async fn refused(stage: &Stage, request: CreateRequest) -> Error {
+    let error = stage.tasks.create(request).await.unwrap_err();
+    assert!(stage.events.all().is_empty());
+    stage.assert_clean();
+    error
+}
+
+#[tokio::test]
+async fn a_specification_that_is_none_is_refused() {
+    let stage = Stage::new("true");
+    for text in ["", "{", "[]", "\u{0}"] {
+        fs::write(stage.bundle().join("config.json"), text).unwrap();
+        let error = refused(&stage, stage.request()).await;
+        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+    }
+    fs::remove_file(stage.bundle().join("config.json")).unwrap();
+    let error = refused(&stage, stage.request()).await;
+    assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+    assert!(error.to_string().contains("config.json"), "{error}");
+}
+
+#[tokio::test]
+async fn a_runtime_that_is_not_there_is_named_and_nothing_stays_mounted() {
+    let stage = Stage::new("true");
+    let mut request = stage.request();
+    request.runtime.binary = "/no/such/runc".into();
+    let source = stage.bundle().join("rootfs");
+    let options = vec!["rbind".into(), "rw".into()];
+    request.rootfs = vec![Mount {
+        kind: "bind".into(),
+        source: source.to_str().unwrap().into(),
+        target: None,
+        options,
+    }];
+    let error = refused(&stage, request).await;
+    assert_eq!(error.code(), Code::InvalidArgument);
+    assert!(
+        error.to_string().starts_with("OCI runtime create failed")
+            && error.to_string().contains("/no/such/runc"),
+        "{error}"
+    );
+    let mut request = stage.request();
+    request.runtime.binary = "no-such-runc".into();
+    assert!(refused(&stage, request).await.to_string().contains("PATH"));
+}
+
+#[tokio::test]
+async fn a_runtime_that_writes_no_process_id_is_told_apart() {
+    let stage = Stage::new("true");
+    let mut request = stage.request();
+    request.runtime.binary = "/bin/true".into();
+    let error = refused(&stage, request).await;
+    assert!(error.to_string().contains("no process id"), "{error}");
+}
+
+#[tokio::test]
+async fn the_runtimes_own_words_reach_the_client() {
+    let stage = Stage::new("true");
+    let mut spec = stage.spec("true");
+    spec["process"]["args"] = serde_json::json!(["/no/such/program"]);
+    stage.write(&spec);
+    let error = refused(&stage, stage.request()).await.to_string();
+    assert!(
+        error.starts_with("OCI runtime create failed: ") && error.contains("/no/such/program"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_terminal_that_the_specification_does_not_ask_for_is_refused() {
+    let stage = Stage::new("true");
+    let streams = Streams { terminal: true, ..Streams::default() };
+    let error = refused(&stage, CreateRequest { streams, ..stage.request() }).await;
+    assert!(error.to_string().starts_with("OCI runtime create failed"), "{error}");
+}
+
+#[tokio::test]
+async fn checkpoints_and_relative_bundles_are_refused() {
+    let stage = Stage::new("true");
+    let checkpoint = "x".to_owned();
+    let error = refused(&stage, CreateRequest { checkpoint, ..stage.request() }).await;
+    assert_eq!(error.code(), Code::Unimplemented);
+    let error = refused(&stage, CreateRequest { bundle: "bundle".into(), ..stage.request() }).await;
+    assert_eq!(error.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn streams_that_cannot_be_opened_are_named() {
+    let stage = Stage::new("true");
+    for stdout in ["/no/folder/\u{0}", "http://x", "binary:///no/such/logger"] {
+        let streams = Streams { stdout: stdout.into(), ..Streams::default() };
+        refused(&stage, CreateRequest { streams, ..stage.request() }).await;
+    }
+}
+
+#[tokio::test]
+async fn a_name_is_taken_once_and_another_containers_state_is_left_alone() {
+    let stage = Stage::new("sleep 1000");
+    stage.run(Streams::default()).await;
+    let error = stage.tasks.create(stage.request()).await.unwrap_err();
+    assert_eq!(error.code(), Code::AlreadyExists);
+    let other = Stage::new("true");
+    let request =
+        CreateRequest { id: stage.id.clone(), runtime: stage.settings.clone(), ..other.request() };
+    let error = other.tasks.create(request).await.unwrap_err();
+    assert_eq!(error.code(), Code::AlreadyExists);
+    assert!(stage.tasks.state(stage.id.as_str(), "").unwrap().ended.is_none());
+    stage.kill(9);
+    stage.wait("").await;
+    stage.delete().await;
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn unknown_names_and_signals_are_told_apart() {
+    let stage = Stage::new("sleep 1000");
+    assert_eq!(stage.tasks.state("nobody", "").unwrap_err().code(), Code::NotFound);
+    assert_eq!(stage.tasks.kill("nobody", "", 9, false).unwrap_err().code(), Code::NotFound);
+    assert_eq!(stage.tasks.wait("nobody", "").await.unwrap_err().code(), Code::NotFound);
+    stage.run(Streams::default()).await;
+    let id = stage.id.as_str();
+    assert_eq!(stage.tasks.kill(id, "", 999, false).unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(stage.tasks.kill(id, "x", 9, false).unwrap_err().code(), Code::NotFound);
+    assert_eq!(stage.tasks.start(id, "").await.unwrap_err().code(), Code::FailedPrecondition);
+    assert_eq!(stage.tasks.delete(id, "").await.unwrap_err().code(), Code::FailedPrecondition);
+    stage.kill(9);
+    stage.wait("").await;
+    stage.delete().await;
+    stage.assert_clean();
+}

@@ -1,1 +1,234 @@
+use std::{fs, time::Duration};
 
+use containerd_shim_protos::{cgroups::metrics::Metrics, protobuf::Message};
+use mooring::error::{Code, Coded};
+use tokio::time::{Instant, timeout};
+
+use super::stage::Stage;
+use crate::task::{Status, Streams};
+
+#[tokio::test]
+async fn a_signal_is_128_and_its_number() {
+    let stage = Stage::new("trap 'exit 3' USR1; kill -USR2 $$; while true; do sleep 0.1; done");
+    let spec = fs::read_to_string(stage.bundle().join("config.json")).unwrap();
+    // Without a PID namespace of its own, the init dies of the signals that it does not handle.
+    stage.write(&serde_json::from_str(&spec.replace(r#"{"type":"pid"},"#, "")).unwrap());
+    stage.run(Streams::default()).await;
+    assert_eq!(stage.wait("").await.status, 128 + 12);
+    stage.delete().await;
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn what_an_init_leaves_without_a_pid_namespace_dies_before_its_exit_is_told() {
+    let stage = Stage::new("sleep 1000 & exec sleep 0.3");
+    let spec = fs::read_to_string(stage.bundle().join("config.json")).unwrap();
+    stage.write(&serde_json::from_str(&spec.replace(r#"{"type":"pid"},"#, "")).unwrap());
+    stage.run(Streams::default()).await;
+    stage.exec("other", "exec sleep 1000", Streams::default()).await.unwrap();
+    assert_eq!(stage.wait("").await.status, 0);
+    let events = stage.events.all();
+    let at = |event: &str| events.iter().position(|known| known == event).unwrap();
+    assert!(at("exit other 137") < at("exit init 0"), "{events:?}");
+    stage.delete().await;
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn a_kill_between_create_and_start_ends_it() {
+    let stage = Stage::new("exit 0");
+    stage.tasks.create(stage.request()).await.unwrap();
+    stage.kill(9);
+    assert_eq!(stage.wait("").await.status, 137);
+    let late = stage.tasks.start(stage.id.as_str(), "").await.unwrap_err();
+    assert_eq!(late.code(), Code::FailedPrecondition);
+    let finished = stage.tasks.kill(stage.id.as_str(), "", 9, false).unwrap_err();
+    assert_eq!(
+        (finished.code(), finished.to_string().as_str()),
+        (Code::NotFound, "process already finished")
+    );
+    stage.delete().await;
+    assert_eq!(stage.events.all(), ["create", "exit init 137", "delete"]);
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn a_created_container_can_be_deleted_without_a_start() {
+    let stage = Stage::new("exit 0");
+    stage.tasks.create(stage.request()).await.unwrap();
+    assert_eq!(stage.delete().await.status, 137);
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn a_paused_container_dies_of_a_kill() {
+    let stage = Stage::new("sleep 1000");
+    stage.run(Streams::default()).await;
+    let id = stage.id.as_str();
+    let state = || stage.tasks.state(id, "").unwrap().status;
+    stage.tasks.pause(id).await.unwrap();
+    assert_eq!(state(), Status::Paused);
+    stage.tasks.resume(id).await.unwrap();
+    assert_eq!(state(), Status::Running);
+    stage.tasks.pause(id).await.unwrap();
+    stage.tasks.kill(id, "", 9, true).unwrap();
+    assert_eq!(stage.wait("").await.status, 137);
+    stage.delete().await;
+    let events = stage.events.all();
+    assert_eq!(
+        events,
+        ["create", "start", "paused", "resumed", "paused", "exit init 137", "delete"]
+    );
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn execs_have_their_own_life() {
+    let stage = Stage::new("sleep 1000");
+    stage.run(Streams::default()).await;
+    let id = stage.id.as_str();
+    let pid = stage.exec("one", "exit 5", Streams::default()).await.unwrap();
+    let ended = stage.wait("one").await;
+    assert_eq!((ended.pid, ended.status), (pid, 5));
+    let twice = stage.exec("one", "exit 5", Streams::default()).await.unwrap_err();
+    assert_eq!(twice.code(), Code::AlreadyExists);
+    assert_eq!(stage.tasks.delete(id, "one").await.unwrap(), ended);
+    let gone = stage.tasks.state(id, "one").unwrap_err();
+    assert_eq!(gone.code(), Code::NotFound);
+    let pid = stage.exec("two", "sleep 1000", Streams::default()).await.unwrap();
+    let members = stage.tasks.pids(id).unwrap();
+    assert!(
+        members.iter().any(
+            |one| one.pid == pid && one.exec_id.as_ref().is_some_and(|id| id.as_str() == "two")
+        )
+    );
+    let running = stage.tasks.delete(id, "two").await.unwrap_err();
+    assert_eq!(running.code(), Code::FailedPrecondition);
+    stage.kill(9);
+    assert_eq!(stage.wait("").await.status, 137);
+    assert_eq!(stage.wait("two").await.status, 137);
+    let late = stage.exec("three", "true", Streams::default()).await.unwrap_err();
+    assert_eq!(late.code(), Code::FailedPrecondition);
+    stage.delete().await;
+    let events = stage.events.all();
+    let expected = [
+        "create",
+        "start",
+        "exec-added",
+        "exec-started one",
+        "exit one 5",
+        "exec-added",
+        "exec-started two",
+        "exit two 137",
+        "exit init 137",
+        "delete",
+    ];
+    assert_eq!(events, expected);
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn an_exec_of_a_program_that_is_not_there_says_so() {
+    let stage = Stage::new("sleep 1000");
+    stage.run(Streams::default()).await;
+    let id = stage.id.as_str();
+    let mut process = Stage::process("");
+    process["args"] = serde_json::json!(["/no/such"]);
+    let request = crate::task::ExecRequest {
+        id: stage.id.clone(),
+        exec_id: mooring::id::Id::new("x").unwrap(),
+        streams: Streams::default(),
+        process: process.to_string().into_bytes(),
+    };
+    stage.tasks.exec(request).unwrap();
+    let error = stage.tasks.start(id, "x").await.unwrap_err().to_string();
+    assert!(error.contains("OCI runtime exec failed") && error.contains("/no/such"), "{error}");
+    timeout(Duration::from_secs(5), stage.tasks.wait(id, "x")).await.unwrap().unwrap();
+    stage.tasks.delete(id, "x").await.unwrap();
+    stage.kill(9);
+    stage.wait("").await;
+    stage.delete().await;
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn an_exit_is_never_told_before_its_start() {
+    for _ in 0..10 {
+        let stage = Stage::new("true");
+        stage.run(Streams::default()).await;
+        stage.wait("").await;
+        assert_eq!(stage.events.all(), ["create", "start", "exit init 0"]);
+        stage.delete().await;
+    }
+}
+
+#[tokio::test]
+async fn updates_and_statistics_meet() {
+    let stage = Stage::new("sleep 1000");
+    stage.run(Streams::default()).await;
+    let id = stage.id.as_str();
+    let resources = br#"{"memory":{"limit":67108864},"pids":{"limit":50}}"#;
+    stage.tasks.update(id, resources.to_vec()).await.unwrap();
+    let bad = stage.tasks.update(id, b"no".to_vec()).await.unwrap_err();
+    assert_eq!(bad.code(), Code::InvalidArgument);
+    let stats = stage.tasks.stats(id).unwrap();
+    // The machines that build Mooring have v1 controllers; those with v2 are tested in a virtual machine.
+    if stats.type_url.ends_with("v1.Metrics") {
+        let metrics = Metrics::parse_from_bytes(&stats.value).unwrap();
+        assert_eq!((metrics.memory.usage.limit, metrics.pids.limit), (67_108_864, 50));
+        assert!(metrics.cpu.usage.total > 0 && metrics.pids.current > 0);
+    }
+    stage.kill(9);
+    stage.wait("").await;
+    stage.delete().await;
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn want_of_memory_is_told() {
+    let stage = Stage::new("head -c 200000000 /dev/zero | { read x; sleep 1000; }; true");
+    let mut spec = stage.spec("x=$(head -c 100000000 /dev/zero | busybox tr '\\0' 'x'); echo $x");
+    spec["linux"]["resources"] = serde_json::json!({"memory": {"limit": 20_000_000}});
+    stage.write(&spec);
+    stage.run(Streams::default()).await;
+    stage.wait("").await;
+    for _ in 0..100 {
+        if stage.events.all().iter().any(|event| event == "oom") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let events = stage.events.all();
+    assert!(events.iter().any(|event| event == "oom"), "{events:?}");
+    stage.delete().await;
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn the_end_of_the_sandbox_clears_everything() {
+    let stage = Stage::new("sleep 1000");
+    stage.run(Streams::default()).await;
+    stage.exec("one", "sleep 1000", Streams::default()).await.unwrap();
+    assert_eq!(stage.tasks.ids(), [stage.id.clone()]);
+    stage.tasks.clear(Instant::now() + Duration::from_secs(10)).await.unwrap();
+    let events = stage.events.all();
+    assert_eq!(events[4..], ["exit one 137", "exit init 137", "delete"]);
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn a_record_is_enough_to_release_a_container() {
+    let stage = Stage::new("sleep 1000");
+    stage.run(Streams::default()).await;
+    let records = mooring::container::load_all(&stage.folder.path().join("tasks")).unwrap();
+    let record = records.into_iter().next().unwrap().unwrap();
+    let reaper = mooring::process::Reaper::start().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let released = mooring::container::release(&record, &reaper, deadline).await.unwrap();
+    assert_eq!(released, mooring::resource::Released::Done);
+    let again = mooring::container::release(&record, &reaper, deadline).await.unwrap();
+    assert_eq!(again, mooring::resource::Released::AlreadyGone);
+    assert_eq!(stage.wait("").await.status, 137);
+    stage.delete().await;
+    stage.assert_clean();
+}

@@ -86,7 +86,7 @@ impl Stage {
             fs::create_dir(folder.path().join("bundle/rootfs").join(made)).unwrap();
         }
         fs::copy(dependency("busybox"), bin.join("busybox")).unwrap();
-        for applet in ["sh", "sleep", "cat", "kill", "stty", "head", "true"] {
+        for applet in ["sh", "sleep", "cat", "kill", "stty", "head", "tr", "true"] {
             symlink("busybox", bin.join(applet)).unwrap();
         }
         let group = Hierarchies::read().unwrap().group(&format!("/{name}")).unwrap();
@@ -206,6 +206,11 @@ impl Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         // A test that failed half way: what it left must not disturb the others.
-        let _ = self.group.kill_all();
+        if self.group.kill_all().is_ok() {
+            for folder in self.group.folders() {
+                let gone = || !folder.exists() || fs::remove_dir(folder).is_ok();
+                (0..100).any(|_| gone() || { std::thread::sleep(Duration::from_millis(10)); false });
+            }
+        }
     }
 }

@@ -1,1 +1,224 @@
+use std::{
+    fs,
+    io::{Read, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    time::Duration,
+};
 
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::unix::pipe::OpenOptions,
+    time::timeout,
+};
+
+use super::stage::{Stage, dependency};
+use crate::task::{Streams, Tasks};
+
+async fn read_rest(reader: &mut tokio::net::unix::pipe::Receiver) -> String {
+    let mut text = Vec::new();
+    timeout(Duration::from_secs(10), reader.read_to_end(&mut text))
+        .await
+        .expect("the output ends")
+        .unwrap();
+    String::from_utf8(text).unwrap()
+}
+
+#[tokio::test]
+async fn fifos_carry_both_ways_and_end_with_the_container() {
+    let stage = Stage::new("cat; echo err >&2");
+    let streams = Streams {
+        stdin: stage.fifo("in"),
+        stdout: stage.fifo("out"),
+        stderr: stage.fifo("err"),
+        terminal: false,
+    };
+    // As clients do: opened before the container is created.
+    let open = |path: &str| OpenOptions::new().open_receiver(path).unwrap();
+    let (mut out, mut err) = (open(&streams.stdout), open(&streams.stderr));
+    stage.run(streams.clone()).await;
+    let mut input = OpenOptions::new().open_sender(&streams.stdin).unwrap();
+    input.write_all(b"first\n").await.unwrap();
+    drop(input);
+    // Another client comes after the first has gone.
+    let mut input = OpenOptions::new().open_sender(&streams.stdin).unwrap();
+    input.write_all(b"second\n").await.unwrap();
+    drop(input);
+    stage.tasks.close_io(stage.id.as_str(), "").unwrap();
+    assert_eq!(stage.wait("").await.status, 0);
+    assert_eq!(read_rest(&mut out).await, "first\nsecond\n");
+    assert_eq!(read_rest(&mut err).await, "err\n");
+    stage.delete().await;
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn what_was_written_before_the_client_came_back_is_still_there() {
+    let stage = Stage::new("echo one; read x; echo two; read x; exit 4");
+    let streams =
+        Streams { stdin: stage.fifo("in"), stdout: stage.fifo("out"), ..Streams::default() };
+    let client = OpenOptions::new().open_receiver(&streams.stdout).unwrap();
+    stage.run(streams.clone()).await;
+    client.readable().await.unwrap();
+    // The client goes away; the container writes on and is not ended by it.
+    drop(client);
+    let mut input = OpenOptions::new().open_sender(&streams.stdin).unwrap();
+    input.write_all(b"\n").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut client = OpenOptions::new().open_receiver(&streams.stdout).unwrap();
+    input.write_all(b"\n").await.unwrap();
+    assert_eq!(read_rest(&mut client).await, "one\ntwo\n");
+    assert_eq!(stage.wait("").await.status, 4);
+    stage.delete().await;
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn files_are_appended_to() {
+    let stage = Stage::new("echo line; echo wrong >&2");
+    let log = stage.folder.path().join("logs/deep/log");
+    let uri = format!("file://{}", log.display());
+    let streams = Streams { stdout: uri.clone(), stderr: uri, ..Streams::default() };
+    stage.run(streams).await;
+    stage.wait("").await;
+    assert_eq!(fs::read_to_string(&log).unwrap(), "line\nwrong\n");
+    assert_eq!(fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o644);
+    stage.delete().await;
+    stage.assert_clean();
+}
+
+fn logger(stage: &Stage, script: &str) -> String {
+    let path = stage.folder.path().join("logger");
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o755)
+        .open(&path)
+        .unwrap();
+    let folder = stage.folder.path().display();
+    write!(
+        file,
+        "#!{} sh\nPATH=/usr/bin:/bin\ncd {folder}\n{script}\n",
+        dependency("busybox").canonicalize().unwrap().display()
+    )
+    .unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_log_program_gets_both_outputs_its_arguments_and_its_environment() {
+    let stage = Stage::new("echo out; echo err >&2");
+    let program = logger(
+        &stage,
+        "echo \"$*\" $CONTAINER_ID $CONTAINER_NAMESPACE >about; exec 5>&-; cat <&3 >out; cat <&4 >err",
+    );
+    let streams = Streams { stdout: format!("binary://{program}?a=1&b=2"), ..Streams::default() };
+    stage.run(streams).await;
+    stage.wait("").await;
+    stage.delete().await;
+    let read = |name: &str| fs::read_to_string(stage.folder.path().join(name)).unwrap();
+    assert_eq!(read("about"), format!("a 1 b 2 {} test\n", stage.id));
+    assert_eq!((read("out").as_str(), read("err").as_str()), ("out\n", "err\n"));
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn a_log_program_of_the_second_kind_must_speak() {
+    let stage = Stage::new("echo out");
+    let program = logger(&stage, "exec 5>&-; cat <&3 >out");
+    let streams = Streams { stdout: format!("binary-v2://{program}"), ..Streams::default() };
+    let request = crate::task::CreateRequest { streams, ..stage.request() };
+    let error = stage.tasks.create(request).await.unwrap_err();
+    assert!(error.to_string().contains("ready"), "{error}");
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn a_terminal_is_resized_and_carries_both_ways() {
+    let stage = Stage::new("");
+    let mut spec = stage.spec("read x; stty size; echo got $x; exit 9");
+    spec["process"]["terminal"] = true.into();
+    stage.write(&spec);
+    let streams = Streams {
+        stdin: stage.fifo("in"),
+        stdout: stage.fifo("out"),
+        terminal: true,
+        ..Streams::default()
+    };
+    let mut out = OpenOptions::new().open_receiver(&streams.stdout).unwrap();
+    stage.run(streams.clone()).await;
+    stage.tasks.resize_pty(stage.id.as_str(), "", 132, 50).unwrap();
+    let mut input = OpenOptions::new().open_sender(&streams.stdin).unwrap();
+    input.write_all(b"typed\n").await.unwrap();
+    assert_eq!(stage.wait("").await.status, 9);
+    let text = read_rest(&mut out).await;
+    assert!(text.contains("50 132\r\n") && text.contains("got typed\r\n"), "{text:?}");
+    stage.delete().await;
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn an_exec_can_have_a_terminal_or_fifos() {
+    let stage = Stage::new("sleep 1000");
+    stage.run(Streams::default()).await;
+    let streams = Streams { stdout: stage.fifo("tty"), terminal: true, ..Streams::default() };
+    let mut out = OpenOptions::new().open_receiver(&streams.stdout).unwrap();
+    stage.exec("tty", "stty >/dev/null && echo terminal", streams).await.unwrap();
+    assert_eq!(stage.wait("tty").await.status, 0);
+    assert_eq!(read_rest(&mut out).await, "terminal\r\n");
+    let streams = Streams { stdout: stage.fifo("out"), ..Streams::default() };
+    let mut out = OpenOptions::new().open_receiver(&streams.stdout).unwrap();
+    // More than a pipe holds, so that the client must read while it runs.
+    stage.exec("much", "head -c 300000 /proc/self/exe; echo", streams).await.unwrap();
+    let mut count = 0;
+    let mut buffer = [0; 65536];
+    while let Ok(read @ 1..) =
+        timeout(Duration::from_secs(10), out.read(&mut buffer)).await.unwrap()
+    {
+        count += read;
+    }
+    assert_eq!(count, 300_001);
+    assert_eq!(stage.wait("much").await.status, 0);
+    for exec in ["tty", "much"] {
+        stage.tasks.delete(stage.id.as_str(), exec).await.unwrap();
+    }
+    stage.kill(9);
+    stage.wait("").await;
+    stage.delete().await;
+    stage.assert_clean();
+}
+
+/// Relaying is what confined processes get; here it is asked for by itself.
+#[tokio::test]
+async fn a_relay_carries_everything_and_ends() {
+    use crate::task::stdio::{Mode, Owner, open};
+    let stage = Stage::new("");
+    let streams =
+        Streams { stdin: stage.fifo("in"), stdout: stage.fifo("out"), ..Streams::default() };
+    let owner = Owner { namespace: "n", container: "c", ids: None };
+    let reaper = mooring::process::Reaper::start().unwrap();
+    let mut out = OpenOptions::new().open_receiver(&streams.stdout).unwrap();
+    let (stdio, io) = open(&streams, Mode::Relay, &owner, &reaper).await.unwrap();
+    let (mut to, mut from) =
+        (fs::File::from(stdio.stdout.unwrap()), fs::File::from(stdio.stdin.unwrap()));
+    let writer = std::thread::spawn(move || to.write_all(&[b'x'; 200_000]).unwrap());
+    assert_eq!(read_rest(&mut out).await.len(), 200_000);
+    writer.join().unwrap();
+    let mut input = OpenOptions::new().open_sender(&streams.stdin).unwrap();
+    input.write_all(b"in").await.unwrap();
+    drop(input);
+    io.close_stdin();
+    let reader = tokio::task::spawn_blocking(move || {
+        let mut text = String::new();
+        from.read_to_string(&mut text).unwrap();
+        text
+    });
+    assert_eq!(timeout(Duration::from_secs(10), reader).await.unwrap().unwrap(), "in");
+    timeout(Duration::from_secs(5), io.drain()).await.unwrap();
+}
+
+#[test]
+fn the_engine_may_be_called_from_any_thread() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Tasks>();
+}
