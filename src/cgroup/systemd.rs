@@ -14,7 +14,7 @@ pub fn from_systemd(name: &str) -> Result<String, Error> {
         return Err(invalid());
     }
     path.push('/');
-    if unit.ends_with(".slice") {
+    if unit.strip_suffix(".slice").is_some() {
         path.push_str(unit);
     } else {
         if !prefix.is_empty() {

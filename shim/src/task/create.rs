@@ -8,7 +8,8 @@ use std::{
 use mooring::{
     cgroup::{Cgroup, Hierarchies, from_systemd},
     container::{self, Init, Record},
-    failpoint, mounts,
+    failpoint,
+    mounts::{self, UserNamespace},
     process::Exited,
     runtime::{Create, OciRuntime, Runc, quick},
 };
@@ -35,7 +36,10 @@ pub(super) async fn create(tasks: &Inner, request: CreateRequest) -> Result<Arc<
         return Err(Error::Unimplemented("restoring from a checkpoint"));
     }
     if !request.bundle.is_absolute() {
-        return Err(Error::Invalid(format!("bundle {:?} is no absolute path", request.bundle)));
+        return Err(Error::Invalid(format!(
+            "bundle \"{}\" is no absolute path",
+            request.bundle.display()
+        )));
     }
     let _admitted = tasks.pod.admit(&request.id)?;
     let mut spec = spec::read(&request.bundle)?;
@@ -82,7 +86,7 @@ async fn build(
         record.cgroup = planned_group(spec, request.runtime.systemd_cgroup);
         record.save(&tasks.pod.tasks_dir())?;
     }
-    mount(request).await?;
+    mount(request, spec).await?;
     failpoint::pass("task-create-mounted");
     let runtime: Arc<dyn OciRuntime> =
         Arc::new(Runc::new(request.runtime.clone(), tasks.reaper.clone()));
@@ -122,16 +126,24 @@ async fn build(
     Ok(container)
 }
 
-async fn mount(request: &CreateRequest) -> Result<(), Error> {
+async fn mount(request: &CreateRequest, spec: &Value) -> Result<(), Error> {
     if request.rootfs.is_empty() {
         return Ok(());
     }
     let rootfs = request.bundle.join("rootfs");
     std::fs::create_dir_all(&rootfs).map_err(Error::at("make", &rootfs))?;
-    let (layers, root) = (request.rootfs.clone(), rootfs.clone());
-    tokio::task::spawn_blocking(move || mounts::mount_all(&layers, &root))
-        .await?
-        .map_err(|source| Error::Mounts { task: request.id.clone(), source })
+    let layers = request.rootfs.clone();
+    let owner = spec::user_namespace_owner(spec);
+    let mounted = tokio::task::spawn_blocking(move || {
+        let mapped =
+            layers.iter().flat_map(|layer| &layer.options).any(|o| o.starts_with("uidmap="));
+        match owner.filter(|_| mapped) {
+            Some(pid) => UserNamespace::of_process(pid)
+                .and_then(|namespace| mounts::mount_all_mapped(&layers, &rootfs, &namespace)),
+            None => mounts::mount_all(&layers, &rootfs),
+        }
+    });
+    mounted.await?.map_err(|source| Error::Mounts { task: request.id.clone(), source })
 }
 
 /// Has the runtime create the container, connected to its streams.

@@ -47,7 +47,7 @@ impl Container {
             tokio::select! {
                 done = self.runtime.start(&self.id, &self.bundle) => done?,
                 // A runtime that waits for an init which is gone waits for ever.
-                _ = async { ending.wait().await; tokio::time::sleep(Duration::from_secs(2)).await } => {
+                () = async { ending.wait().await; tokio::time::sleep(Duration::from_secs(2)).await } => {
                     return Err(runtime::Error::Ended.into());
                 }
             }

@@ -50,6 +50,15 @@ pub(super) fn owns_cgroup_namespace(spec: &Value) -> bool {
     owns(spec, "cgroup")
 }
 
+/// The process (or thread) whose user namespace the container joins.
+pub(super) fn user_namespace_owner(spec: &Value) -> Option<u32> {
+    let namespaces = spec.pointer("/linux/namespaces").and_then(Value::as_array)?;
+    let joined =
+        namespaces.iter().find(|one| one.get("type").is_some_and(|kind| kind == "user"))?;
+    let path = joined.get("path")?.as_str()?;
+    path.strip_prefix("/proc/")?.strip_suffix("/ns/user")?.parse().ok()
+}
+
 /// The group that the specification asks for.
 pub(super) fn cgroups_path(spec: &Value) -> Option<&str> {
     spec.pointer("/linux/cgroupsPath").and_then(Value::as_str).filter(|path| !path.is_empty())
@@ -96,6 +105,9 @@ mod tests {
         let spec = json!({"linux": {"namespaces": [{"type": "pid", "path": "/proc/1/ns/pid"}, {"type": "cgroup"}]}});
         assert!(!owns_pid_namespace(&spec));
         assert!(owns_cgroup_namespace(&spec));
+        let mapped =
+            json!({"linux": {"namespaces": [{"type": "user", "path": "/proc/77/ns/user"}]}});
+        assert_eq!((user_namespace_owner(&mapped), user_namespace_owner(&spec)), (Some(77), None));
         assert!(!owns_pid_namespace(&json!({})));
     }
 

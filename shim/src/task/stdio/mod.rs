@@ -142,18 +142,18 @@ pub(super) async fn open(
     let mut io = Io::default();
     if !streams.stdin.is_empty() {
         let path = fifo_path(&streams.stdin)?;
-        let (reader, keeper) = fifo::input(&path)?;
+        let (input, keeper) = fifo::input(&path)?;
         if let Some(keeper) = keeper {
             io.keep_stdin(keeper);
         }
-        give(&reader, owner)?;
+        give(&input, owner)?;
         stdio.stdin = Some(match mode {
-            Mode::Direct => reader,
+            Mode::Direct => input,
             Mode::Relay => {
                 let (read, write) = pipe(owner)?;
-                copy::set_nonblocking(&reader, &path)?;
+                copy::set_nonblocking(&input, &path)?;
                 copy::set_nonblocking(&write, &path)?;
-                io.copies.push(copy::start(reader, Sink::descriptor(write, &path)?, &path)?);
+                io.copies.push(copy::start(input, Sink::descriptor(write, &path)?, &path)?);
                 read
             }
         });
@@ -182,9 +182,9 @@ fn output(uri: &str, mode: Mode, owner: &Owner<'_>, io: &mut Io) -> Result<Optio
         Target::File(path) => append(&path).map(Some),
         Target::Fifo(path) if !is_fifo(&path) => append(&path).map(Some),
         Target::Fifo(path) => {
-            let (writer, reader) = fifo::output(&path)?;
+            let (writer, kept) = fifo::output(&path)?;
             give(&writer, owner)?;
-            io.readers.push(reader);
+            io.readers.push(kept);
             if mode == Mode::Direct {
                 return Ok(Some(writer));
             }
@@ -220,27 +220,27 @@ pub(super) async fn open_terminal(
             Sink::descriptor(out_write, terminal)?
         }
         Target::Fifo(path) if is_fifo(&path) => {
-            let (writer, reader) = fifo::output(&path)?;
-            io.readers.push(reader);
+            let (writer, kept) = fifo::output(&path)?;
+            io.readers.push(kept);
             copy::set_nonblocking(&writer, &path)?;
             Sink::descriptor(writer, &path)?
         }
         Target::File(path) | Target::Fifo(path) => Sink::File(File::from(append(&path)?)),
     };
     io.copies.push(copy::start(duplicate()?, sink, terminal)?);
-    if !streams.stdin.is_empty() {
-        let path = fifo_path(&streams.stdin)?;
-        let (reader, keeper) = fifo::input(&path)?;
-        if let Some(keeper) = keeper {
-            io.keep_stdin(keeper);
-        }
-        copy::set_nonblocking(&reader, &path)?;
-        let typed = copy::start(reader, Sink::descriptor(duplicate()?, terminal)?, &path)?;
-        // Input never ends by itself, and nobody waits for it.
-        io.console = Some(Console::new(master, Some(typed)));
-    } else {
+    if streams.stdin.is_empty() {
         io.console = Some(Console::new(master, None));
+        return Ok(io);
     }
+    let path = fifo_path(&streams.stdin)?;
+    let (input, keeper) = fifo::input(&path)?;
+    if let Some(keeper) = keeper {
+        io.keep_stdin(keeper);
+    }
+    copy::set_nonblocking(&input, &path)?;
+    // Input never ends by itself, and nobody waits for it.
+    let typed = copy::start(input, Sink::descriptor(duplicate()?, terminal)?, &path)?;
+    io.console = Some(Console::new(master, Some(typed)));
     Ok(io)
 }
 

@@ -65,11 +65,11 @@ async fn a_paused_container_dies_of_a_kill() {
     let stage = Stage::new("sleep 1000");
     stage.run(Streams::default()).await;
     let id = stage.id.as_str();
-    let state = || stage.tasks.state(id, "").unwrap().status;
+    let status = || stage.tasks.state(id, "").unwrap().status;
     stage.tasks.pause(id).await.unwrap();
-    assert_eq!(state(), Status::Paused);
+    assert_eq!(status(), Status::Paused);
     stage.tasks.resume(id).await.unwrap();
-    assert_eq!(state(), Status::Running);
+    assert_eq!(status(), Status::Running);
     stage.tasks.pause(id).await.unwrap();
     stage.tasks.kill(id, "", 9, true).unwrap();
     assert_eq!(stage.wait("").await.status, 137);
@@ -209,7 +209,7 @@ async fn the_end_of_the_sandbox_clears_everything() {
     let stage = Stage::new("sleep 1000");
     stage.run(Streams::default()).await;
     stage.exec("one", "sleep 1000", Streams::default()).await.unwrap();
-    assert_eq!(stage.tasks.ids(), [stage.id.clone()]);
+    assert_eq!(stage.tasks.ids(), std::slice::from_ref(&stage.id));
     stage.tasks.clear(Instant::now() + Duration::from_secs(10)).await.unwrap();
     let events = stage.events.all();
     assert_eq!(events[4..], ["exit one 137", "exit init 137", "delete"]);

@@ -34,10 +34,10 @@ async fn a_started_container_is_running_for_the_runtime_too() {
         let mut stage = Stage::new("sleep 1000");
         stage.settings.binary = dependency(runc);
         stage.run(Streams::default()).await;
-        let mut state = std::process::Command::new(dependency(runc));
-        state.arg("--root").arg(&stage.settings.root).args(["state", stage.id.as_str()]);
+        let mut command = std::process::Command::new(dependency(runc));
+        command.arg("--root").arg(&stage.settings.root).args(["state", stage.id.as_str()]);
         let reaper = mooring::process::Reaper::start().unwrap();
-        let output = mooring::process::run(&reaper, &mut state, b"", None).await.unwrap();
+        let output = mooring::process::run(&reaper, &mut command, b"", None).await.unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(text.contains("\"status\": \"running\""), "{text}");
         stage.kill(9);

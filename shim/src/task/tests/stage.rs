@@ -209,7 +209,12 @@ impl Drop for Stage {
         if self.group.kill_all().is_ok() {
             for folder in self.group.folders() {
                 let gone = || !folder.exists() || fs::remove_dir(folder).is_ok();
-                (0..100).any(|_| gone() || { std::thread::sleep(Duration::from_millis(10)); false });
+                (0..100).any(|_| {
+                    gone() || {
+                        std::thread::sleep(Duration::from_millis(10));
+                        false
+                    }
+                });
             }
         }
     }

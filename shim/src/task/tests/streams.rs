@@ -171,7 +171,7 @@ async fn an_exec_can_have_a_terminal_or_fifos() {
     // More than a pipe holds, so that the client must read while it runs.
     stage.exec("much", "head -c 300000 /proc/self/exe; echo", streams).await.unwrap();
     let mut count = 0;
-    let mut buffer = [0; 65536];
+    let mut buffer = vec![0; 65536];
     while let Ok(read @ 1..) =
         timeout(Duration::from_secs(10), out.read(&mut buffer)).await.unwrap()
     {
@@ -201,19 +201,19 @@ async fn a_relay_carries_everything_and_ends() {
     let (stdio, io) = open(&streams, Mode::Relay, &owner, &reaper).await.unwrap();
     let (mut to, mut from) =
         (fs::File::from(stdio.stdout.unwrap()), fs::File::from(stdio.stdin.unwrap()));
-    let writer = std::thread::spawn(move || to.write_all(&[b'x'; 200_000]).unwrap());
+    let writer = std::thread::spawn(move || to.write_all(&vec![b'x'; 200_000]).unwrap());
     assert_eq!(read_rest(&mut out).await.len(), 200_000);
     writer.join().unwrap();
     let mut input = OpenOptions::new().open_sender(&streams.stdin).unwrap();
     input.write_all(b"in").await.unwrap();
     drop(input);
     io.close_stdin();
-    let reader = tokio::task::spawn_blocking(move || {
+    let reading = tokio::task::spawn_blocking(move || {
         let mut text = String::new();
         from.read_to_string(&mut text).unwrap();
         text
     });
-    assert_eq!(timeout(Duration::from_secs(10), reader).await.unwrap().unwrap(), "in");
+    assert_eq!(timeout(Duration::from_secs(10), reading).await.unwrap().unwrap(), "in");
     timeout(Duration::from_secs(5), io.drain()).await.unwrap();
 }
 
