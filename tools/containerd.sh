@@ -25,7 +25,8 @@ repo=$(dirname "$here")
 deps=${MOORING_DEPS:-$repo/.deps}
 programs=${MOORING_CONTAINERD:-$deps/bin}
 # containerd looks for shims in PATH, CNI's plugins for iptables.
-export PATH="$programs:$deps/bin:$PATH:/usr/sbin:/sbin"
+shims=$(dirname "${MOORING_SHIM:-$repo/target/dist/containerd-shim-mooring-v1}")
+export PATH="$shims:$programs:$deps/bin:$PATH:/usr/sbin:/sbin"
 
 # What several private containerds share on one machine: who is running, and what the machine was like before the first.
 shared=/run/mooring-lab
@@ -94,19 +95,24 @@ state = '$dir/state'
     default_runtime_name = 'runc'
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
     runtime_type = 'io.containerd.runc.v2'
-    runtime_path = '$programs/containerd-shim-runc-v2'
     sandboxer = 'podsandbox'
     [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
       BinaryName = '$runc'
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.mooring]
     runtime_type = 'io.containerd.mooring.v1'
-    runtime_path = '$shim'
     sandboxer = 'shim'
-    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.mooring.options]
-      BinaryName = '$runc'
-$(sed 's/^/      /' <<<"${MOORING_OPTIONS:-}")
 
 ${MOORING_CONTAINERD_CONFIG:-}
+TOML
+}
+
+# Mooring's own options. Not in the handler's table: containerd's CRI reads the options of every shim sandbox as runc's
+# when it starts a container, and fails on any others.
+print_mooring() {
+  local runc=${MOORING_RUNC:-$deps/bin/runc}
+  cat <<TOML
+BinaryName = '$runc'
+${MOORING_OPTIONS:-}
 TOML
 }
 
@@ -138,6 +144,7 @@ JSON
 write_config() {
   mkdir -p "$dir"/{cni/net.d,cni/ipam,certs.d,cdi,nri}
   print_config >"$dir/config.toml"
+  print_mooring >"$dir/mooring.toml"
   print_cni >"$dir/cni/net.d/10-$network.conflist"
 }
 
@@ -279,7 +286,7 @@ start() {
   write_config
   with_shared_lock enrol
   # In a session of its own, so that a Ctrl-C at the terminal does not reach it.
-  setsid "$programs/containerd" --config "$dir/config.toml" >>"$dir/containerd.log" 2>&1 </dev/null &
+  MOORING_CONFIG=$dir/mooring.toml setsid "$programs/containerd" --config "$dir/config.toml" >>"$dir/containerd.log" 2>&1 </dev/null &
   local pid=$!
   record_pid "$pid"
   if ! wait_for 30 client version || ! wait_for 10 cri Version; then

@@ -85,6 +85,10 @@ pub fn run(args: &Args) -> Result<Vec<u8>, Error> {
     let options = Options { state_root, ..options };
     let work = Work { options, namespace, id, address: args.address.clone() };
     let pid = work.daemon().map_or(0, |daemon| daemon.pid);
+    if work.nothing_left() {
+        // The usual end: containerd calls this after every shutdown, too.
+        return answer(pid);
+    }
 
     let (told, tell) = pipe().map_err(failed("make a pipe"))?;
     // SAFETY: this process has one thread; the child may do whatever this process may.
@@ -109,6 +113,10 @@ pub fn run(args: &Args) -> Result<Vec<u8>, Error> {
         Some(text) => eprintln!("delete: {text}"),
         None => eprintln!("delete: the teardown takes longer and goes on in the background"),
     }
+    answer(pid)
+}
+
+fn answer(pid: i32) -> Result<Vec<u8>, Error> {
     let answer = DeleteResponse {
         pid: pid.unsigned_abs(),
         exit_status: KILLED,
@@ -183,6 +191,16 @@ impl Work {
         DaemonRecord::load(&self.state_dir())
     }
 
+    fn socket(&self) -> PathBuf {
+        socket::path(Path::new(socket::FOLDER), &self.address, self.namespace.as_str(), self.id.as_str())
+    }
+
+    /// Whether the shim has cleaned up after itself.
+    fn nothing_left(&self) -> bool {
+        let namespace_dir = self.options.state_root.join(&self.namespace);
+        !self.state_dir().exists() && !self.socket().exists() && container::find(&namespace_dir, &self.id).is_none()
+    }
+
     /// Takes everything down. Runs in the finisher.
     fn finish(&self) -> Result<(), String> {
         if let Some(daemon) = self.daemon() {
@@ -194,7 +212,7 @@ impl Work {
         let result = runtime.block_on(self.take_down());
         // Blocking calls that hang must not keep this process.
         runtime.shutdown_background();
-        let path = socket::path(Path::new(socket::FOLDER), &self.address, self.namespace.as_str(), self.id.as_str());
+        let path = self.socket();
         if !socket::serves(&path)
             && let Err(error) = socket::remove(&path)
         {
