@@ -256,7 +256,7 @@ gone() { [ ! -d "/proc/$1" ] || grep -q '^State:.*[ZX]' "/proc/$1/status" 2>/dev
 our_shims() {
   local at
   for at in /proc/[0-9]*; do
-    if tr '\0' '\n' <"$at/cmdline" 2>/dev/null | grep -qxF -e "$socket"; then
+    if { tr '\0' '\n' <"$at/cmdline"; } 2>/dev/null | grep -qxF -e "$socket"; then
       [ "${at#/proc/}" = "$$" ] || echo "${at#/proc/}"
     fi
   done

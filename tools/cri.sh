@@ -5,9 +5,11 @@
 #                                           cri.sh /tmp/c/c.sock StopPodSandbox 'pod_sandbox_id: "4f…"'
 # METHOD is looked for in the image service when it speaks of images, else in the runtime service.
 # The messages known are those of cri.proto. Needs curl (HTTP/2) and protoc.
+# environment: CRI_TIMEOUT  seconds until the call is given up, default 60
+#              CRI_TIME     a file that gets the call's duration in seconds
 set -euo pipefail
 
-[ $# -ge 2 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 socket=$1 method=$2 request=${3:-}
 work=$(mktemp -d)
@@ -27,7 +29,7 @@ codec --encode="runtime.v1.${method}Request" <<<"$request" >"$work/body"
 
 curl -sS --http2-prior-knowledge --max-time "${CRI_TIMEOUT:-60}" --unix-socket "$socket" \
   -H 'content-type: application/grpc' -H 'te: trailers' --data-binary @"$work/frame" \
-  -D "$work/head" -o "$work/answer" "http://localhost/runtime.v1.$service/$method"
+  -D "$work/head" -o "$work/answer" -w '%{time_total}' "http://localhost/runtime.v1.$service/$method" >"${CRI_TIME:-/dev/null}"
 
 # The outcome comes in the trailers, which curl writes after the headers.
 trailer() { tr -d '\r' <"$work/head" | sed -n "s/^$1: //Ip" | tail -n 1; }
