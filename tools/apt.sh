@@ -1,5 +1,6 @@
 # Sourced by deps.sh and deps-vm.sh: packages of other Debian suites, unpacked into the private folder through an apt
-# configuration of our own. Expects deps (the folder) and log (a file) to be set.
+# configuration of our own, and ordinary tools of the machine's own suite. Expects deps (the folder), log (a file) and
+# machine_tools to be set.
 # shellcheck shell=bash disable=SC2154
 
 step="start"
@@ -21,6 +22,38 @@ retry() {
   done
   tail -n 15 "$log" >&2
   fail "\"$*\" did not succeed in 3 attempts (whole log: $log)"
+}
+
+# --- the machine's own suite --------------------------------------------------------------------------------------
+
+# machine_tools lists what the machine must have, as "command-or-file package".
+have() { case $1 in /*) [ -e "$1" ] ;; *) command -v "$1" >/dev/null ;; esac; }
+
+missing_packages() {
+  local tool package
+  while read -r tool package; do
+    [ -z "$tool" ] || have "$tool" || echo "$package"
+  done <<<"$machine_tools"
+}
+
+machine_index_done=
+machine_index() {
+  [ -z "$machine_index_done" ] || return 0
+  # A third party's source that is down must not stop us: what counts is whether the install works afterwards.
+  quietly apt-get -q update || quietly apt-get -q update || true
+  machine_index_done=yes
+}
+
+install_machine_tools() {
+  step="install the machine's ordinary tools"
+  local packages
+  packages=$(missing_packages)
+  [ -n "$packages" ] || return 0
+  machine_index
+  # shellcheck disable=SC2086
+  retry apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $packages
+  packages=$(missing_packages)
+  [ -z "$packages" ] || fail "installed, but still not found: $packages"
 }
 
 # --- other suites, through an apt of their own ----------------------------------------------------------------------

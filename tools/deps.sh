@@ -40,15 +40,6 @@ modprobe kmod
 
 . "$here/apt.sh"
 
-have() { case $1 in /*) [ -e "$1" ] ;; *) command -v "$1" >/dev/null ;; esac; }
-
-missing_packages() {
-  local tool package
-  while read -r tool package; do
-    [ -z "$tool" ] || have "$tool" || echo "$package"
-  done <<<"$machine_tools"
-}
-
 # The stamp changes with this script, the folder (patchelf wrote it into the binaries) and the architecture.
 stamp() { { cat "$here/deps.sh" "$here/apt.sh"; echo "$deps"; uname -m; } | sha256sum | cut -d' ' -f1; }
 
@@ -59,28 +50,6 @@ complete() {
     [ -x "$deps/$part" ] || return 1
   done
   [ -f "$deps/images/busybox.tar" ] && [ -z "$(missing_packages)" ]
-}
-
-# --- the machine's own suite --------------------------------------------------------------------------------------
-
-machine_index_done=
-machine_index() {
-  [ -z "$machine_index_done" ] || return 0
-  # A third party's source that is down must not stop us: what counts is whether the install works afterwards.
-  quietly apt-get -q update || quietly apt-get -q update || true
-  machine_index_done=yes
-}
-
-install_machine_tools() {
-  step="install the machine's ordinary tools"
-  local packages
-  packages=$(missing_packages)
-  [ -n "$packages" ] || return 0
-  machine_index
-  # shellcheck disable=SC2086
-  retry apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $packages
-  packages=$(missing_packages)
-  [ -z "$packages" ] || fail "installed, but still not found: $packages"
 }
 
 # --- the parts ------------------------------------------------------------------------------------------------------
