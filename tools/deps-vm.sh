@@ -21,7 +21,7 @@ depmod kmod
 ps procps
 "
 # The guest's system: the programs of these packages of this machine, with the libraries that they are linked with.
-guest_packages="bash coreutils sed grep mawk findutils procps iproute2 iptables curl protobuf-compiler util-linux mount kmod"
+guest_packages="bash coreutils sed grep mawk findutils procps iproute2 iptables curl protobuf-compiler util-linux mount kmod hostname"
 
 . "$here/apt.sh"
 
@@ -57,7 +57,8 @@ copy_modules() {
 copy_program() { # copy_program ROOT FILE: the file, what it links to, and its libraries
   local root=$1 file=$2 library
   [ -e "$root$file" ] || cp -L --parents "$file" "$root/" 2>/dev/null || return 0
-  ldd "$file" 2>/dev/null | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p; s/^\t\(\/[^ ]*\) .*/\1/p' | while read -r library; do
+  # A script has none.
+  { ldd "$file" 2>/dev/null || true; } | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p; s/^\t\(\/[^ ]*\) .*/\1/p' | while read -r library; do
     [ -e "$root$library" ] || cp -L --parents "$library" "$root/"
   done
 }
@@ -80,8 +81,6 @@ make_disk() {
   mkdir -p "$root$deps"
   cp -r "$deps/bin" "$deps/lib" "$deps/cni" "$deps/images" "$root$deps/"
   rm -f "$root$deps/bin/runc-next" "$root$deps/bin/crictl"
-  echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
-  echo 'root:x:0:' >"$root/etc/group"
   copy_modules "$root"
   rm -f "$vm/disk.new"
   local megabytes=$(($(du -sm "$root" | cut -f1) * 5 / 4 + 32))

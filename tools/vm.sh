@@ -18,13 +18,7 @@ shift
 deps=$(cd "$deps" && pwd)
 
 work=$(mktemp -d)
-machine=
-finish() {
-  [ -z "$machine" ] || kill -KILL "$machine" 2>/dev/null || true
-  rm -rf "$work"
-}
-trap finish EXIT
-trap 'exit 130' INT TERM
+trap 'rm -rf "$work"' EXIT
 log=${MOORING_VM_LOG:-$work/log}
 
 # A second disk carries what changes from run to run.
@@ -35,27 +29,18 @@ cp "$shim" "$work/payload/containerd-shim-mooring-v1"
 strip "$work/payload/containerd-shim-mooring-v1"
 printf '%s\n' "deps=$deps" "version=$(cat "$deps/vm/version")" "handlers='$*'" >"$work/payload/settings"
 mke2fs -q -t ext4 -O ^has_journal -E root_owner=0:0 -d "$work/payload" "$work/disk" \
-  "$(($(du -sm "$work/payload" | cut -f1) * 5 / 4 + 8))M"
+  "$(($(du -sm "$work/payload" | cut -f1) * 5 / 4 + 8))M" >/dev/null
 
 # Emulated, since a kernel virtual machine may be missing where tests run, or not boot a stock kernel.
-qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 2048 -nodefaults -no-user-config -no-reboot -nographic \
+timeout -k 5 "${MOORING_VM_SECONDS:-600}" \
+  qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 2048 -nodefaults -no-user-config -no-reboot -nographic \
   -kernel "$deps/vm/kernel" -initrd "$deps/vm/initramfs" \
   -append "console=ttyS0 quiet panic=-1 cgroup_no_v1=all mitigations=off random.trust_cpu=on" \
   -drive "file=$deps/vm/disk,format=raw,if=virtio,readonly=on" -drive "file=$work/disk,format=raw,if=virtio,readonly=on" \
-  -serial stdio -device virtio-rng-pci >"$log" 2>&1 </dev/null &
-machine=$!
-(
-  sleep "${MOORING_VM_SECONDS:-600}"
-  echo "vm.sh: given up" >>"$log"
-  kill -KILL "$machine"
-) 2>/dev/null &
-watch=$!
-wait "$machine" || true
-machine=
-kill "$watch" 2>/dev/null || true
+  -serial stdio -device virtio-rng-pci >"$log" 2>&1 </dev/null || echo "vm.sh: the machine ended with status $?" >>"$log"
 
 tr -d '\r' <"$log" >"$work/text"
-grep -E '^(PASS|FAIL) ' "$work/text" || true
+grep -E "^(PASS|FAIL) " "$work/text" || true
 if grep -q '^FAIL ' "$work/text" || ! grep -q '^DONE$' "$work/text"; then
   echo "vm.sh: the cgroup v2 machine failed; the end of what it said:" >&2
   tail -n 60 "$work/text" | cut -c1-300 >&2
