@@ -37,7 +37,7 @@ processes() {
 
 # What a live process of ours holds is in /proc; what a dead one left is here.
 files() {
-  find "$dir/state" "$dir/root" /run/containerd /run/mooring /var/lib/mooring /var/lib/cni /dev/shm -xdev 2>/dev/null | bearing | sed 's/^/file /'
+  find "$dir"/{state,root,mooring,run} /run/containerd /run/mooring /var/lib/mooring /var/lib/cni /dev/shm -xdev 2>/dev/null | bearing | sed 's/^/file /'
 }
 
 remains() {

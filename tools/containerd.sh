@@ -14,7 +14,7 @@
 # environment: MOORING_DEPS        where deps.sh put everything, default <repo>/.deps
 #              MOORING_SHIM        the shim of handler "mooring", default <repo>/target/dist/containerd-shim-mooring-v1
 #              MOORING_RUNC        the OCI runtime of both handlers, default $MOORING_DEPS/bin/runc
-#              MOORING_OPTIONS     more lines of TOML for the mooring handler's options
+#              MOORING_OPTIONS     more lines of TOML for Mooring's configuration, which lies in DIR/mooring.toml
 #              MOORING_CONTAINERD  the folder with containerd, ctr and containerd-shim-runc-v2, default $MOORING_DEPS/bin
 #              MOORING_CONTAINERD_CONFIG  more TOML, put at the end of the configuration
 set -euo pipefail
@@ -49,7 +49,7 @@ name_things() {
 # --- configuration --------------------------------------------------------------------------------------------------
 
 print_config() {
-  local shim=${MOORING_SHIM:-$repo/target/dist/containerd-shim-mooring-v1} runc=${MOORING_RUNC:-$deps/bin/runc}
+  local runc=${MOORING_RUNC:-$deps/bin/runc}
   cat <<TOML
 version = 3
 root = '$dir/root'
@@ -140,11 +140,27 @@ print_cni() {
 JSON
 }
 
+# What other nodes have in /etc/mooring/config.toml. Not in the handler's options: containerd 2.1 does not start the
+# containers of a shim sandbox whose handler has any, unless they are of runc's own type.
+print_mooring() {
+  cat <<TOML
+BinaryName = '${MOORING_RUNC:-$deps/bin/runc}'
+CniConfDir = '$dir/cni/net.d'
+CniBinDirs = ['$deps/cni/bin']
+StateRoot = '$dir/mooring'
+RunRoot = '$dir/run'
+${MOORING_OPTIONS:-}
+TOML
+}
+
 # containerd's CRI adds the loopback by itself; the file is for who runs CNI with this folder directly.
 write_config() {
-  mkdir -p "$dir"/{cni/net.d,cni/ipam,certs.d,cdi,nri}
+  mkdir -p "$dir"/{bin,cni/net.d,cni/ipam,certs.d,cdi,nri}
   print_config >"$dir/config.toml"
   print_mooring >"$dir/mooring.toml"
+  # containerd looks for a sandbox's shim by the name of its runtime type.
+  ln -sfn "${MOORING_SHIM:-$repo/target/dist/containerd-shim-mooring-v1}" "$dir/bin/containerd-shim-mooring-v1"
+  ln -sfn "${MOORING_RUNC:-$deps/bin/runc}" "$dir/bin/runc"
   print_cni >"$dir/cni/net.d/10-$network.conflist"
 }
 
@@ -286,7 +302,7 @@ start() {
   write_config
   with_shared_lock enrol
   # In a session of its own, so that a Ctrl-C at the terminal does not reach it.
-  MOORING_CONFIG=$dir/mooring.toml setsid "$programs/containerd" --config "$dir/config.toml" >>"$dir/containerd.log" 2>&1 </dev/null &
+  PATH="$dir/bin:$PATH" MOORING_CONFIG="$dir/mooring.toml" setsid "$programs/containerd" --config "$dir/config.toml" >>"$dir/containerd.log" 2>&1 </dev/null &
   local pid=$!
   record_pid "$pid"
   if ! wait_for 30 client version || ! wait_for 10 cri Version; then
@@ -377,7 +393,7 @@ stop() {
   remove_remains
   with_shared_lock withdraw
   # Of no use any more, and in the way of a later start; configuration and log stay.
-  rm -rf "$dir/root" "$dir/state" "$dir/opt" "$dir/cni/ipam" "$socket" "$socket.ttrpc" "$dir/nri.sock"
+  rm -rf "$dir/root" "$dir/state" "$dir/mooring" "$dir/run" "$dir/opt" "$dir/cni/ipam" "$socket" "$socket.ttrpc" "$dir/nri.sock"
   local left
   left=$(leftovers)
   [ -z "$left" ] || die "left behind: $left"

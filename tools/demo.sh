@@ -186,16 +186,7 @@ JSON
 main() {
   [ "$(id -u)" = 0 ] || die "needs root"
   title "A private containerd in $lab"
-  # ctr finds the shim by name, and its pods get their network from the shim, which reads the node's configuration.
-  mkdir -p "$lab/bin"
-  ln -s "${MOORING_SHIM:-$(dirname "$here")/target/dist/containerd-shim-mooring-v1}" "$lab/bin/containerd-shim-mooring-v1"
-  ln -s "$deps/bin/runc" "$lab/bin/runc"
-  cat >"$lab/mooring.toml" <<TOML
-BinaryName = '$deps/bin/runc'
-CniConfDir = '$lab/cni/net.d'
-CniBinDirs = ['$deps/cni/bin']
-TOML
-  PATH="$lab/bin:$PATH" MOORING_CONFIG=$lab/mooring.toml "$here/containerd.sh" start "$lab" >/dev/null
+  "$here/containerd.sh" start "$lab" >/dev/null
   say "$("$deps/bin/containerd" --version | cut -d' ' -f1,3), $("$deps/bin/runc" --version | head -n 1)"
   "$here/audit.sh" "$lab" before >"$before"
   : >"$ids"

@@ -29,13 +29,6 @@ prepare() {
 . /payload/settings
 prepare
 export MOORING_DEPS=$deps MOORING_SHIM=/payload/containerd-shim-mooring-v1 MOORING_RUNC=$deps/bin/runc
-export MOORING_CONTAINERD_CONFIG="
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.mooring-crun]
-  runtime_type = 'io.containerd.mooring.v1'
-  runtime_path = '$MOORING_SHIM'
-  sandboxer = 'shim'
-  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.mooring-crun.options]
-    BinaryName = '$deps/bin/crun'"
 lab=/tmp/lab image=docker.io/library/mooring-test:latest
 started=$SECONDS
 
@@ -60,7 +53,7 @@ pod_config() {
     linux: { cgroup_parent: '/pods/$name' }"
 }
 run_pod() {
-  pod=$(cri RunPodSandbox "runtime_handler: '$handler' config: { $(pod_config) }" | id_of) || return
+  pod=$(cri RunPodSandbox "runtime_handler: '${handler%-crun}' config: { $(pod_config) }" | id_of) || return
   echo "$pod" >>/tmp/ids
 }
 # run NAME LIMIT COMMAND…: sets container
@@ -135,6 +128,8 @@ through_handlers() {
   mkdir -p /sys/fs/cgroup/pods
   for handler in ${handlers:-runc mooring mooring-crun}; do
     : >/tmp/ids
+    # A shim reads the configuration when its pod starts.
+    case $handler in *-crun) sed -i "s#^BinaryName = .*#BinaryName = '$deps/bin/crun'#" "$lab/mooring.toml" ;; esac
     whole_life
     case $handler in mooring*) : >/tmp/ids; killed_shim ;; esac
   done
