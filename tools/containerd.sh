@@ -25,8 +25,7 @@ repo=$(dirname "$here")
 deps=${MOORING_DEPS:-$repo/.deps}
 programs=${MOORING_CONTAINERD:-$deps/bin}
 # containerd looks for shims in PATH, CNI's plugins for iptables.
-shims=$(dirname "${MOORING_SHIM:-$repo/target/dist/containerd-shim-mooring-v1}")
-export PATH="$shims:$programs:$deps/bin:$PATH:/usr/sbin:/sbin"
+export PATH="$programs:$deps/bin:$PATH:/usr/sbin:/sbin"
 
 # What several private containerds share on one machine: who is running, and what the machine was like before the first.
 shared=/run/mooring-lab
@@ -103,16 +102,6 @@ state = '$dir/state'
     sandboxer = 'shim'
 
 ${MOORING_CONTAINERD_CONFIG:-}
-TOML
-}
-
-# Mooring's own options. Not in the handler's table: containerd's CRI reads the options of every shim sandbox as runc's
-# when it starts a container, and fails on any others.
-print_mooring() {
-  local runc=${MOORING_RUNC:-$deps/bin/runc}
-  cat <<TOML
-BinaryName = '$runc'
-${MOORING_OPTIONS:-}
 TOML
 }
 
