@@ -5,7 +5,7 @@ use std::path::Path;
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Error, Pinned, Record, record::Init};
+use super::{Error, Pinned, Record, is_alive, record::Init};
 use crate::{
     cgroup::Cgroup,
     mounts,
@@ -35,6 +35,7 @@ pub fn kill_in_place(record: &Record) -> Result<Released, Error> {
 fn kill(record: &Record) -> Result<(Released, Option<Pinned>), Error> {
     let (init, group) = known(record);
     let mut found = Released::AlreadyGone;
+    let living = init.is_some_and(|init| is_alive(init.pid, init.start_time));
     // Held before anything is killed, so that its end can be waited for.
     let pinned = init.and_then(|init| Pinned::new(init.pid, Some(init.start_time)));
     if !group.is_empty() {
@@ -44,6 +45,8 @@ fn kill(record: &Record) -> Result<(Released, Option<Pinned>), Error> {
     }
     if let Some(pinned) = &pinned
         && matches!(pinned.signal(Signal::KILL), Ok(true))
+        // One that has ended and waits for its parent takes signals too.
+        && living
     {
         found = Released::Done;
     }

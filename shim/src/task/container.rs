@@ -150,6 +150,10 @@ impl Container {
         if timeout(STRAGGLERS, others).await.is_err() {
             log::warn!("task {}: a process outlives its container", self.id);
         }
+        // A kill for want of memory explains the exit: its watcher, which was woken too, speaks first.
+        for _ in 0..2 {
+            tokio::task::yield_now().await;
+        }
         let ended = ended(exit);
         *lock(&self.frozen) = Frozen::No;
         publish::exited(events, &self.id, None, &ended);

@@ -92,7 +92,8 @@ async fn build(
         Arc::new(Runc::new(request.runtime.clone(), tasks.reaper.clone()));
     let (init, exited, io) = run(tasks, request, spec, &*runtime).await?;
     failpoint::pass("task-create-created");
-    record.init = Init::of(init.pid);
+    // Asked in this order: while it is not reaped, the number is its own.
+    record.init = Init::of(init.pid).filter(|_| exited.now().is_none());
     // Where runc says what it made, that holds even if the init has ended already.
     record.cgroup = match quick::State::read(&request.runtime, &request.id) {
         Some(state) => state.cgroup(),
@@ -172,14 +173,15 @@ async fn run(
             Ok(runtime.create(&request.id, &request.bundle, create).await?)
         })
         .await?;
-        let (live, exited) = (Live::new(pid), tasks.reaper.adopt(pid));
+        let (live, exited) = Live::adopt(pid, &tasks.reaper);
         let io = stdio::open_terminal(&request.streams, master, &owner, &tasks.reaper).await?;
         return Ok((live, exited, io));
     }
     let mode = if spec::needs_relay(&process) { Mode::Relay } else { Mode::Direct };
     let (stdio, io) = stdio::open(&request.streams, mode, &owner, &tasks.reaper).await?;
     let pid = runtime.create(&request.id, &request.bundle, Create { stdio, console: None }).await?;
-    Ok((Live::new(pid), tasks.reaper.adopt(pid), io))
+    let (live, exited) = Live::adopt(pid, &tasks.reaper);
+    Ok((live, exited, io))
 }
 
 /// Runs a call of the runtime that sends a terminal; answers what it started, and the terminal.

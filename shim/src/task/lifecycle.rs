@@ -115,7 +115,7 @@ impl Container {
                 return Err(error);
             }
         };
-        let (live, exited) = (Live::new(pid), tasks.reaper.adopt(pid));
+        let (live, exited) = Live::adopt(pid, &tasks.reaper);
         process.set_io(io);
         process.set_life(Life::Running(live));
         publish::exec_started(&*tasks.events, &self.id, &exec_id, pid.unsigned_abs());
@@ -151,7 +151,7 @@ impl Container {
                 Ok(io) => return Ok((pid, io)),
                 Err(error) => {
                     // It runs already; without its streams it must not go on.
-                    let _ = Live::new(pid).signal(Signal::KILL);
+                    let _ = Live::adopt(pid, &tasks.reaper).0.signal(Signal::KILL);
                     return Err(error);
                 }
             }

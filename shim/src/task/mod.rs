@@ -23,7 +23,7 @@ use std::{path::PathBuf, time::SystemTime};
 use mooring::{id::Id, mounts::Mount, runtime::RuntimeSettings};
 
 pub use error::{Error, PodError};
-pub use pod::{NoPod, Pod};
+pub use pod::Pod;
 pub use stdio::Streams;
 pub use tasks::Tasks;
 

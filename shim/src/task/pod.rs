@@ -23,29 +23,3 @@ pub trait Pod: Send + Sync {
     /// Where the containers' records are kept.
     fn tasks_dir(&self) -> PathBuf;
 }
-
-/// For a task that belongs to no sandbox.
-pub struct NoPod {
-    /// Where its record is kept.
-    pub tasks_dir: PathBuf,
-}
-
-#[async_trait]
-impl Pod for NoPod {
-    fn admit(&self, _container: &Id) -> Result<Box<dyn Send>, PodError> {
-        Ok(Box::new(()))
-    }
-
-    async fn prepare(
-        &self,
-        _container: &Id,
-        _bundle: &Path,
-        _spec: &mut serde_json::Value,
-    ) -> Result<bool, PodError> {
-        Ok(false)
-    }
-
-    fn tasks_dir(&self) -> PathBuf {
-        self.tasks_dir.clone()
-    }
-}

@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mooring::container::Pinned;
+use mooring::{
+    container::Pinned,
+    process::{Exited, Reaper},
+};
 use rustix::process::Signal;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -43,9 +46,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Live {
-    pub(super) fn new(pid: i32) -> Arc<Self> {
-        // It is a child of this process and not reaped before it is adopted: its number cannot mean another.
-        Arc::new(Self { pid, pinned: Pinned::new(pid, None) })
+    /// Takes over process `pid`, which the runtime has just started while exits were being kept for it.
+    pub(super) fn adopt(pid: i32, reaper: &Reaper) -> (Arc<Self>, Exited) {
+        let pinned = Pinned::new(pid, None);
+        let exited = reaper.adopt(pid);
+        // One that was reaped before it was held has left its number to anybody.
+        let pinned = pinned.filter(|_| exited.now().is_none());
+        (Arc::new(Self { pid, pinned }), exited)
     }
 
     pub(super) fn signal(&self, signal: Signal) -> Result<(), Error> {

@@ -1,10 +1,10 @@
-use std::{fs, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
 use containerd_shim_protos::{cgroups::metrics::Metrics, protobuf::Message};
 use mooring::error::{Code, Coded};
 use tokio::time::{Instant, timeout};
 
-use super::stage::Stage;
+use super::stage::{Stage, dependency};
 use crate::task::{Status, Streams};
 
 #[tokio::test]
@@ -186,7 +186,7 @@ async fn updates_and_statistics_meet() {
 
 #[tokio::test]
 async fn want_of_memory_is_told() {
-    let stage = Stage::new("head -c 200000000 /dev/zero | { read x; sleep 1000; }; true");
+    let stage = Stage::new("");
     let mut spec = stage.spec("x=$(head -c 100000000 /dev/zero | busybox tr '\\0' 'x'); echo $x");
     spec["linux"]["resources"] = serde_json::json!({"memory": {"limit": 20_000_000}});
     stage.write(&spec);
@@ -230,5 +230,48 @@ async fn a_record_is_enough_to_release_a_container() {
     assert_eq!(again, mooring::resource::Released::AlreadyGone);
     assert_eq!(stage.wait("").await.status, 137);
     stage.delete().await;
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_runtime_that_takes_its_time() {
+    let mut stage = Stage::new("sleep 1000");
+    let (slow, runc) =
+        (stage.folder.path().join("slow"), dependency("runc").canonicalize().unwrap());
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *pause*) sleep 3;; esac\nexec {} \"$@\"\n",
+        runc.display()
+    );
+    fs::write(&slow, script).unwrap();
+    fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).unwrap();
+    stage.settings.binary = slow;
+    stage.run(Streams::default()).await;
+    let (tasks, id) = (stage.tasks.clone(), stage.id.to_string());
+    let pausing = tokio::spawn(async move { tasks.pause(&id).await });
+    let id = stage.id.as_str();
+    while stage.tasks.state(id, "").unwrap().status != Status::Pausing {
+        tokio::task::yield_now().await;
+    }
+    assert!(!stage.tasks.pids(id).unwrap().is_empty());
+    stage.kill(9);
+    let ended = timeout(Duration::from_secs(1), stage.tasks.wait(id, "")).await;
+    assert_eq!(ended.expect("the wait ends before the pause").unwrap().status, 137);
+    pausing.await.unwrap().unwrap_err();
+    stage.delete().await;
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_leaves_nothing_half_done() {
+    let stage = Stage::new("true");
+    let create = stage.tasks.create(stage.request());
+    assert!(timeout(Duration::from_millis(1), create).await.is_err());
+    let created = async {
+        while stage.tasks.state(stage.id.as_str(), "").is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), created).await.expect("the creation went on");
+    assert_eq!(stage.delete().await.status, 137);
     stage.assert_clean();
 }

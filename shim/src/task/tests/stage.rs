@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use containerd_shim_protos::{
     events::task::{TaskExecStarted, TaskExit},
     protobuf::MessageDyn,
@@ -25,7 +26,7 @@ use serde_json::{Value, json};
 
 use crate::{
     events::Events,
-    task::{CreateRequest, Ended, Error, ExecRequest, NoPod, Streams, Tasks},
+    task::{CreateRequest, Ended, Error, ExecRequest, Pod, PodError, Streams, Tasks},
 };
 
 /// Where `tools/deps.sh` puts the runtimes and busybox.
@@ -35,6 +36,31 @@ pub fn dependency(name: &str) -> PathBuf {
     let path = deps.join("bin").join(name);
     assert!(path.exists(), "{} is missing: run tools/deps.sh, or `make test`", path.display());
     path
+}
+
+/// A pod that has nothing to say.
+struct NoPod {
+    tasks_dir: PathBuf,
+}
+
+#[async_trait]
+impl Pod for NoPod {
+    fn admit(&self, _container: &Id) -> Result<Box<dyn Send>, PodError> {
+        Ok(Box::new(()))
+    }
+
+    async fn prepare(
+        &self,
+        _container: &Id,
+        _bundle: &Path,
+        _spec: &mut serde_json::Value,
+    ) -> Result<bool, PodError> {
+        Ok(false)
+    }
+
+    fn tasks_dir(&self) -> PathBuf {
+        self.tasks_dir.clone()
+    }
 }
 
 /// Remembers events as text: `/tasks/exit init 7`.
