@@ -11,10 +11,13 @@ use std::{
 
 use containerd_shim_protos::{
     TaskClient,
-    api::{ConnectRequest, PidsRequest, ShutdownRequest},
+    api::{
+        ConnectRequest, ConnectResponse, CreateTaskRequest, KillRequest, PidsRequest,
+        ShutdownRequest,
+    },
     bootstrap_api::{BootstrapParams, Extension},
     protobuf::{Message, MessageField, well_known_types::any::Any},
-    sandbox_api::PlatformRequest,
+    sandbox_api::{PlatformRequest, StartSandboxRequest},
     sandbox_sync::SandboxClient,
     ttrpc::{self, Client, Code, context::with_duration},
 };
@@ -35,7 +38,14 @@ impl Bundle {
     fn new(id: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         nix::unistd::mkfifo(&folder.path().join("log"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let root = folder.path().display();
+        let config = format!("StateRoot = '{root}/state'\nRunRoot = '{root}/run'\nSurprise = 1\n");
+        fs::write(folder.path().join("config.toml"), config).unwrap();
         Self { folder, id: id.into() }
+    }
+
+    fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
     }
 
     fn sockets(&self) -> PathBuf {
@@ -192,7 +202,40 @@ fn shutdown_is_answered_then_nothing_is_left() {
     let request = ShutdownRequest { id: "ends".into(), ..ShutdownRequest::default() };
     daemon.task.shutdown(soon(), &request).unwrap();
     assert!(daemon.ends_within(Duration::from_millis(90)), "waited for nothing");
-    assert!(is_empty(&bundle.sockets()));
+    assert!(is_empty(&bundle.sockets()) && is_empty(&bundle.state()));
+}
+
+#[test]
+fn the_task_service_has_both_its_names() {
+    let daemon = Bundle::new("names").start();
+    for service in ["containerd.task.v2.Task", "containerd.task.v3.Task"] {
+        let connect = ConnectRequest { id: "names".into(), ..ConnectRequest::default() };
+        let request = ttrpc::Request {
+            service: service.into(),
+            method: "Connect".into(),
+            timeout_nano: 10_000_000_000,
+            payload: connect.write_to_bytes().unwrap(),
+            ..ttrpc::Request::default()
+        };
+        let answer = daemon.client.request(request).unwrap();
+        let answer = ConnectResponse::parse_from_bytes(&answer.payload).unwrap();
+        assert_eq!(answer.shim_pid, daemon.pid.as_raw().unsigned_abs());
+    }
+}
+
+#[test]
+fn what_is_not_there_is_not_found() {
+    let daemon = Bundle::new("nothing").start();
+    let sandbox = SandboxClient::new(daemon.client.clone());
+    let kill = KillRequest { id: "c".into(), signal: 9, ..KillRequest::default() };
+    assert_eq!(code(daemon.task.kill(soon(), &kill)), Code::NOT_FOUND);
+    let start =
+        |id: &str| StartSandboxRequest { sandbox_id: id.into(), ..StartSandboxRequest::default() };
+    assert_eq!(code(sandbox.start_sandbox(soon(), &start("other"))), Code::NOT_FOUND);
+    assert_eq!(code(sandbox.start_sandbox(soon(), &start("nothing"))), Code::NOT_FOUND);
+    let create = CreateTaskRequest { id: "../c".into(), ..CreateTaskRequest::default() };
+    assert_eq!(code(daemon.task.create(soon(), &create)), Code::INVALID_ARGUMENT);
+    assert!(daemon.lives());
 }
 
 #[test]
@@ -201,7 +244,7 @@ fn a_signal_ends_a_daemon_that_holds_nothing() {
     let daemon = bundle.start();
     kill(daemon.pid, Signal::SIGTERM).unwrap();
     assert!(daemon.ends_within(Duration::from_secs(5)));
-    assert!(!daemon.socket.exists());
+    assert!(!daemon.socket.exists() && is_empty(&bundle.state()));
 }
 
 #[test]
@@ -237,7 +280,6 @@ fn a_container_of_a_sandbox_is_sent_to_the_sandboxs_shim() {
 #[test]
 fn the_log_reaches_the_bundles_pipe() {
     let bundle = Bundle::new("logs");
-    fs::write(bundle.folder.path().join("config.toml"), "Surprise = 1\n").unwrap();
     let daemon = bundle.start();
     let log =
         fs::File::options().read(true).write(true).open(bundle.folder.path().join("log")).unwrap();
