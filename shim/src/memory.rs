@@ -42,5 +42,44 @@ pub async fn give_back() {
         sleep(CALM).await;
         // SAFETY: malloc_trim only looks at the allocator's own free memory, under its lock.
         unsafe { libc::malloc_trim(0) };
+        unmap_program();
+    }
+}
+
+/// Takes the program's own pages out of this process's page table. They are in the page cache and come back, a few
+/// at a time, when they are needed: an idle shim needs next to none of them.
+fn unmap_program() {
+    unsafe extern "C" {
+        // The linker's names for the first byte of the program and for the end of its instructions. What it may
+        // write to lies beyond.
+        #[link_name = "__executable_start"]
+        static FIRST: u8;
+        #[link_name = "etext"]
+        static END: u8;
+    }
+    // A power of two everywhere; without an answer nothing is done.
+    // SAFETY: sysconf takes a number and has no side effects.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(usize::MAX);
+    let (first, end) = (&raw const FIRST, &raw const END);
+    let length = (end.addr() / page * page).saturating_sub(first.addr());
+    // SAFETY: the range starts on a page, as programs are loaded, and ends before the page that holds the end of the
+    // instructions. It is mapped from the program's file, read-only, so what is dropped is read from there again,
+    // even by this very function on its return.
+    unsafe { libc::madvise(first.cast_mut().cast(), length, libc::MADV_DONTNEED) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_goes_on_without_its_pages() {
+        let resident = || {
+            let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+            text.split(' ').nth(1).unwrap().parse::<usize>().unwrap()
+        };
+        let before = resident();
+        unmap_program();
+        assert!(resident() < before);
     }
 }

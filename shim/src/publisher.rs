@@ -10,7 +10,7 @@ use std::{
 
 use containerd_shim_protos::{
     protobuf::{
-        MessageDyn, MessageField,
+        self, CodedOutputStream, MessageDyn, MessageField,
         well_known_types::{any::Any, timestamp::Timestamp},
     },
     shim::{event::Envelope, events::ForwardRequest, events_ttrpc_async::EventsClient},
@@ -23,7 +23,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::events::Events;
+use crate::{events::Events, memory};
 
 /// How long containerd may take for one event.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -93,7 +93,7 @@ impl Publisher {
 
 impl Events for Publisher {
     fn publish(&self, topic: &'static str, event: &dyn MessageDyn) {
-        let value = match event.write_to_bytes_dyn() {
+        let value = match encode(event) {
             Ok(value) => value,
             // Only a message with required fields can fail, and proto3 has none.
             Err(error) => return log::error!("encode the event {topic}: {error}"),
@@ -112,6 +112,18 @@ impl Events for Publisher {
         queue.push_back(Arc::new(request));
         self.shared.waiting.send_replace(queue.len());
     }
+}
+
+/// What `write_to_bytes_dyn` does, without asking reflection for a name to put into an error.
+fn encode(event: &dyn MessageDyn) -> protobuf::Result<Vec<u8>> {
+    // Also puts the sizes of inner messages where the writing finds them.
+    event.compute_size_dyn();
+    let mut value = Vec::new();
+    let mut stream = CodedOutputStream::vec(&mut value);
+    event.write_to_with_cached_sizes_dyn(&mut stream)?;
+    stream.flush()?;
+    drop(stream);
+    Ok(value)
 }
 
 /// The full name of an event's type. Reflection knows it too, at the price of holding all descriptors in memory.
@@ -155,6 +167,7 @@ async fn send_all(shared: Arc<Shared>, address: PathBuf) {
                 let _ = news.await;
             } else if timeout(IDLE, news).await.is_err() {
                 line = None;
+                memory::worked();
             }
             continue;
         };
@@ -344,6 +357,17 @@ mod tests {
         exit(&publisher, 2);
         assert_eq!(publisher.drain(Duration::from_secs(5)).await, 0);
         assert_eq!(pids(&fake), [1, 2]);
+    }
+
+    #[test]
+    fn events_are_encoded_as_reflection_would() {
+        let event = TaskExit {
+            container_id: "c".into(),
+            pid: 7,
+            exited_at: MessageField::some(Timestamp::now()),
+            ..TaskExit::default()
+        };
+        assert_eq!(encode(&event).unwrap(), (&event as &dyn MessageDyn).write_to_bytes_dyn().unwrap());
     }
 
     #[test]

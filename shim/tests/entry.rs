@@ -1,4 +1,5 @@
 //! The binary as containerd calls it: `start`, the daemon behind it, and its end.
+#![expect(clippy::unwrap_used, reason = "a test's preparations may fail it")]
 
 use std::{
     fs,

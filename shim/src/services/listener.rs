@@ -20,6 +20,8 @@ use tokio::{
     time::{Sleep, sleep, timeout},
 };
 
+use crate::memory;
+
 /// How long to wait before connections are taken again after the kernel had no room for one.
 const NO_ROOM: Duration = Duration::from_millis(100);
 
@@ -107,7 +109,9 @@ impl AsyncRead for Watched {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
+        memory::worked();
+        Poll::Ready(read)
     }
 }
 
@@ -119,6 +123,7 @@ impl AsyncWrite for Watched {
     ) -> Poll<io::Result<usize>> {
         let Self { stream, frames, last } = &mut *self;
         let written = ready!(Pin::new(stream).poll_write(cx, bytes))?;
+        memory::worked();
         frames.pass(bytes.get(..written).unwrap_or(bytes), |stream| last.frame(stream));
         Poll::Ready(Ok(written))
     }

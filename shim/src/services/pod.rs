@@ -54,7 +54,7 @@ impl Pod for PodOfTasks {
 pub struct TasksOfPod(pub Tasks);
 
 /// How long what is left of the containers may take to go.
-const CLEAR: Duration = Duration::from_secs(60);
+const CLEAR: Duration = Duration::from_mins(1);
 
 #[async_trait]
 impl PodTasks for TasksOfPod {

@@ -30,10 +30,7 @@ use super::{
     convert::{mount, timestamp, value},
     status::{answer, status, to_the_end},
 };
-use crate::{
-    memory,
-    task::{self, PodError},
-};
+use crate::task::{self, PodError};
 
 /// CRI's words for the state of a sandbox.
 const READY: &str = "SANDBOX_READY";
@@ -118,7 +115,6 @@ impl Service for SandboxService {
         self.check("start", &request.sandbox_id)?;
         let (sandbox, failed) = (Arc::clone(&self.sandbox), self.failed("start"));
         let started = to_the_end(async move { sandbox.start().await.map_err(failed) }).await?;
-        memory::worked();
         Ok(StartSandboxResponse {
             pid: started.pid,
             created_at: timestamp(started.created_at),
@@ -152,7 +148,6 @@ impl Service for SandboxService {
         let timeout = patience(request.timeout_secs, context.timeout_nano);
         let (sandbox, failed) = (Arc::clone(&self.sandbox), self.failed("stop"));
         to_the_end(async move { sandbox.stop(timeout).await.map_err(failed) }).await?;
-        memory::worked();
         Ok(StopSandboxResponse::new())
     }
 

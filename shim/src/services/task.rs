@@ -29,10 +29,7 @@ use super::{
     convert::{mount, timestamp, value},
     status::{answer, status},
 };
-use crate::{
-    memory,
-    task::{CreateRequest, ExecRequest, Status, Streams, Tasks},
-};
+use crate::task::{CreateRequest, ExecRequest, Status, Streams, Tasks};
 
 /// The type of what `Pids` says about a process that is an exec.
 const DETAILS: &str = "containerd.runc.v1.ProcessDetails";
@@ -83,7 +80,9 @@ impl TaskService {
                 } else {
                     Options::load(Some(&own))?
                 };
-                warnings.iter().for_each(|warning| log::warn!("{warning}"));
+                for warning in warnings {
+                    log::warn!("{warning}");
+                }
                 loaded = options;
                 &loaded
             }
@@ -141,7 +140,6 @@ impl Service for TaskService {
             runtime: runtime.map_err(|error| deed.failed(&error))?,
         };
         let pid = self.tasks.create(create).await.map_err(|error| deed.failed(&error))?;
-        memory::worked();
         Ok(CreateTaskResponse { pid, ..CreateTaskResponse::default() })
     }
 
@@ -149,7 +147,6 @@ impl Service for TaskService {
         let deed = Deed("start", &request.id);
         let pid =
             self.tasks.start(&request.id, &request.exec_id).await.map_err(|e| deed.failed(&e))?;
-        memory::worked();
         Ok(StartResponse { pid, ..StartResponse::default() })
     }
 
@@ -187,7 +184,6 @@ impl Service for TaskService {
         let deed = Deed("delete", &request.id);
         let ended =
             self.tasks.delete(&request.id, &request.exec_id).await.map_err(|e| deed.failed(&e))?;
-        memory::worked();
         Ok(DeleteResponse {
             pid: ended.pid,
             exit_status: ended.status,
