@@ -115,7 +115,7 @@ impl PodSpec {
         self
     }
 
-    /// RunPodSandbox.
+    /// `RunPodSandbox`.
     pub async fn run(&self) -> Result<Pod> {
         let request = cri::RunPodSandboxRequest {
             config: Some(self.config.clone()),
@@ -219,7 +219,7 @@ impl Pod {
         &self.node
     }
 
-    /// CreateContainer.
+    /// `CreateContainer`.
     pub async fn create(&self, spec: &ContainerSpec) -> Result<Container> {
         let mut config = spec.config.clone();
         let pod = self.spec.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
@@ -228,7 +228,7 @@ impl Pod {
             let security =
                 config.linux.get_or_insert_default().security_context.get_or_insert_default();
             if security.namespace_options.is_none() {
-                security.namespace_options = pod.namespace_options.clone();
+                security.namespace_options.clone_from(&pod.namespace_options);
             }
         }
         let request = cri::CreateContainerRequest {
@@ -242,19 +242,19 @@ impl Pod {
         Ok(Container { node: Arc::clone(&self.node), id, log })
     }
 
-    /// CreateContainer and StartContainer.
+    /// `CreateContainer` and `StartContainer`.
     pub async fn start(&self, spec: &ContainerSpec) -> Result<Container> {
-        let container = self.create(spec).await?;
+        let container = Box::pin(self.create(spec)).await?;
         container.start().await?;
         Ok(container)
     }
 
-    /// PodSandboxStatus.
+    /// `PodSandboxStatus`.
     pub async fn status(&self) -> Result<cri::PodSandboxStatus> {
         self.verbose_status().await.map(|(status, _)| status)
     }
 
-    /// PodSandboxStatus with its verbose information.
+    /// `PodSandboxStatus` with its verbose information.
     pub async fn verbose_status(&self) -> Result<(cri::PodSandboxStatus, HashMap<String, String>)> {
         let request =
             cri::PodSandboxStatusRequest { pod_sandbox_id: self.id.clone(), verbose: true };
@@ -274,21 +274,21 @@ impl Pod {
         Ok(self.status().await?.network.context("no network")?.ip)
     }
 
-    /// PodSandboxStats.
+    /// `PodSandboxStats`.
     pub async fn stats(&self) -> Result<cri::PodSandboxStats> {
         let request = cri::PodSandboxStatsRequest { pod_sandbox_id: self.id.clone() };
         let answer = self.node.cri().pod_sandbox_stats(request).await.context("PodSandboxStats")?;
         answer.into_inner().stats.context("no stats")
     }
 
-    /// StopPodSandbox.
+    /// `StopPodSandbox`.
     pub async fn stop(&self) -> Result<()> {
         let request = cri::StopPodSandboxRequest { pod_sandbox_id: self.id.clone() };
         self.node.cri().stop_pod_sandbox(request).await.context("StopPodSandbox")?;
         Ok(())
     }
 
-    /// RemovePodSandbox.
+    /// `RemovePodSandbox`.
     pub async fn remove(&self) -> Result<()> {
         let request = cri::RemovePodSandboxRequest { pod_sandbox_id: self.id.clone() };
         self.node.cri().remove_pod_sandbox(request).await.context("RemovePodSandbox")?;
@@ -336,33 +336,33 @@ impl Container {
         &self.node
     }
 
-    /// StartContainer.
+    /// `StartContainer`.
     pub async fn start(&self) -> Result<()> {
         let request = cri::StartContainerRequest { container_id: self.id.clone() };
         self.node.cri().start_container(request).await.context("StartContainer")?;
         Ok(())
     }
 
-    /// StopContainer with a grace period in seconds.
+    /// `StopContainer` with a grace period in seconds.
     pub async fn stop(&self, grace: i64) -> Result<()> {
         let request = cri::StopContainerRequest { container_id: self.id.clone(), timeout: grace };
         self.node.cri().stop_container(request).await.context("StopContainer")?;
         Ok(())
     }
 
-    /// RemoveContainer.
+    /// `RemoveContainer`.
     pub async fn remove(&self) -> Result<()> {
         let request = cri::RemoveContainerRequest { container_id: self.id.clone() };
         self.node.cri().remove_container(request).await.context("RemoveContainer")?;
         Ok(())
     }
 
-    /// ExecSync.
+    /// `ExecSync`.
     pub async fn exec(&self, command: &[&str]) -> Result<Ran> {
         self.exec_for(command, 20).await
     }
 
-    /// ExecSync with a timeout in seconds.
+    /// `ExecSync` with a timeout in seconds.
     pub async fn exec_for(&self, command: &[&str], timeout: i64) -> Result<Ran> {
         let request = cri::ExecSyncRequest {
             container_id: self.id.clone(),
@@ -386,7 +386,7 @@ impl Container {
         Ok(ran.stdout.trim().to_owned())
     }
 
-    /// ContainerStatus.
+    /// `ContainerStatus`.
     pub async fn status(&self) -> Result<cri::ContainerStatus> {
         let request = cri::ContainerStatusRequest { container_id: self.id.clone(), verbose: false };
         let answer = self.node.cri().container_status(request).await.context("ContainerStatus")?;
@@ -423,7 +423,7 @@ impl Container {
         }
     }
 
-    /// ContainerStats.
+    /// `ContainerStats`.
     pub async fn stats(&self) -> Result<cri::ContainerStats> {
         let request = cri::ContainerStatsRequest { container_id: self.id.clone() };
         let answer = self.node.cri().container_stats(request).await.context("ContainerStats")?;

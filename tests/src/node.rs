@@ -1,7 +1,7 @@
 //! A containerd of the tests' own, with the handlers under comparison.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -26,7 +26,7 @@ const PAUSE_IMAGE: &str = "registry.k8s.io/pause:3.10";
 pub struct Extra {
     /// The handler's name.
     pub name: &'static str,
-    /// Its options, as TOML lines; `{deps}` is the folder of the prerequisites.
+    /// Mooring's options for it, as TOML lines.
     pub options: &'static str,
 }
 
@@ -35,7 +35,7 @@ pub struct Extra {
 pub struct Settings {
     /// Further handlers with Mooring's shim.
     pub extra: Vec<Extra>,
-    /// More lines of TOML for the options of the handler `mooring`.
+    /// More lines of TOML for the node's `/etc/mooring/config.toml`.
     pub options: String,
 }
 
@@ -74,15 +74,33 @@ impl Node {
         }
         fs::write(folder.join("config.toml"), config(folder, &deps, settings))?;
         fs::write(folder.join("cni/net.d/10-e2e.conflist"), network(folder))?;
-        // For clients whose runtime options say nothing of networks.
+        // The node's configuration of Mooring: see `config` for why the handler itself has no options.
         fs::create_dir_all("/etc/mooring")?;
         let bin = deps.join("cni/bin");
         let own = format!(
-            "CniConfDir = '{}'\nCniBinDirs = ['{}']\n",
+            "BinaryName = '{}'\nCniConfDir = '{}'\nCniBinDirs = ['{}']\n{}\n",
+            runc(&deps).display(),
             folder.join("cni/net.d").display(),
-            bin.display()
+            bin.display(),
+            settings.options
         );
-        fs::write("/etc/mooring/config.toml", own)?;
+        fs::write("/etc/mooring/config.toml", &own)?;
+        for Extra { name, options } in &settings.extra {
+            let config = folder.join(format!("{name}.toml"));
+            let usual = own
+                .lines()
+                .filter(|line| !line.starts_with("BinaryName") || !options.contains("BinaryName"));
+            let usual: Vec<&str> = usual.collect();
+            fs::write(&config, format!("{}\n{options}\n", usual.join("\n")))?;
+            let program = folder.join("bin").join(format!("containerd-shim-{name}-v1"));
+            let script = format!(
+                "#!/bin/sh\nMOORING_CONFIG='{}' exec '{}' \"$@\"\n",
+                config.display(),
+                folder.join("bin/containerd-shim-mooring-v1").display()
+            );
+            fs::write(&program, script)?;
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+        }
         let channel = channel_to(&folder.join("c.sock"))?;
         let node = Self {
             folder: folder.to_owned(),
@@ -195,6 +213,20 @@ impl Node {
         }
     }
 
+    /// Starts containerd again if it has ended without being asked to.
+    pub async fn ensure(&self) -> Result<()> {
+        let ended = match self.child().as_mut() {
+            Some(child) => child.try_wait()?.is_some(),
+            None => true,
+        };
+        if ended { self.start().await } else { Ok(()) }
+    }
+
+    /// containerd's version: major and minor.
+    pub fn version(&self) -> Result<(u32, u32)> {
+        containerd_version(&self.programs.join("containerd"))
+    }
+
     /// Sends containerd a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = self.pid().context("containerd does not run")?;
@@ -227,7 +259,7 @@ impl Node {
     /// Runs `ctr` to its end and returns what it printed.
     pub async fn ctr(&self, arguments: &[&str]) -> Result<String> {
         let output = self.ctr_command(arguments).output();
-        let output = tokio::time::timeout(Duration::from_secs(60), output)
+        let output = tokio::time::timeout(Duration::from_mins(1), output)
             .await
             .with_context(|| format!("ctr {} does not end", arguments.join(" ")))??;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -273,9 +305,7 @@ impl Node {
 
     /// After a test that failed: removes pods and tasks and whatever processes are still there.
     pub async fn clean_up(&self) -> Result<()> {
-        if self.pid().is_none() {
-            self.start().await?;
-        }
+        self.ensure().await?;
         let mut cri = self.cri();
         let list = cri.list_pod_sandbox(cri::ListPodSandboxRequest { filter: None }).await?;
         for pod in list.into_inner().items {
@@ -313,6 +343,18 @@ impl Node {
             }
         }
         Ok(())
+    }
+}
+
+fn containerd_version(program: &Path) -> Result<(u32, u32)> {
+    let output =
+        Command::new(program).arg("--version").output().context("ask containerd's version")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = text.split_whitespace().nth(2).context("no version")?;
+    let mut numbers = version.trim_start_matches('v').split('.').map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => bail!("what version is {version:?}?"),
     }
 }
 
@@ -375,21 +417,16 @@ fn config(folder: &Path, deps: &Path, settings: &Settings) -> String {
     let runc = runc(deps).display().to_string();
     let deps = deps.display().to_string();
     let table = "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes";
-    let mooring = Extra { name: "mooring", options: "" };
-    let mut handlers = String::new();
-    for handler in std::iter::once(&mooring).chain(&settings.extra) {
-        let name = handler.name;
-        let mut options = handler.options.replace("{deps}", &deps);
-        if !options.contains("BinaryName") {
-            options = format!("BinaryName = '{runc}'\n{options}");
-        }
-        if name == "mooring" {
-            options.push_str(&settings.options);
-        }
+    // CRI of containerd 2.1 cannot start containers of a shim sandbox whose handler has options, unless they are of
+    // runc's type: it reads them as runc's ("failed to get runtime v2 options"). Hence none here: Mooring reads the
+    // node's configuration, and each further handler is a shim of its own name that is told of another one.
+    let mut handlers = format!(
+        "[{table}.mooring]\nruntime_type = 'io.containerd.mooring.v1'\n\
+         runtime_path = '{dir}/bin/containerd-shim-mooring-v1'\nsandboxer = 'shim'\n"
+    );
+    for Extra { name, .. } in &settings.extra {
         handlers += &format!(
-            "[{table}.{name}]\nruntime_type = 'io.containerd.mooring.v1'\n\
-             runtime_path = '{dir}/bin/containerd-shim-mooring-v1'\nsandboxer = 'shim'\n\
-             [{table}.{name}.options]\n{options}\n"
+            "[{table}.{name}]\nruntime_type = 'io.containerd.{name}.v1'\nsandboxer = 'shim'\n"
         );
     }
     format!(

@@ -152,6 +152,7 @@ impl World {
         let _turn = self.turn.lock().await;
         let boot = || async { Node::boot(&self.folder, &self.settings).await.map(Arc::new) };
         let node = self.node.get_or_try_init(boot).await.context("boot the node")?;
+        node.ensure().await.context("start containerd again")?;
         let before = Snapshot::take(node).await.context("look at the machine before the test")?;
         let log = node.log().len();
         let case = Case { node: Arc::clone(node), handler };

@@ -13,10 +13,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 fn shim_of(pod: &Pod) -> Result<Process> {
-    let mut all = all_processes().into_iter();
-    let shim =
-        all.find(|one| one.name.starts_with("containerd-shim") && one.command.contains(&pod.id));
-    shim.context("the pod has no shim")
+    let ours = |one: &Process| {
+        one.command.contains("containerd-shim")
+            && one.command.contains(&pod.id)
+            && !one.command.ends_with("delete")
+    };
+    all_processes().into_iter().find(ours).context("the pod has no shim")
 }
 
 fn kill_shim(pod: &Pod) -> Result<()> {
