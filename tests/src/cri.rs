@@ -311,13 +311,17 @@ impl Pod {
     /// Waits until CRI calls the pod ready, or not ready.
     pub async fn wait_ready(&self, ready: bool) -> Result<()> {
         let until = Instant::now() + PATIENCE;
-        while self.is_ready().await? != ready {
+        loop {
+            // While containerd buries a shim, the question itself may fail.
+            let answer = self.is_ready().await;
+            if answer.as_ref().is_ok_and(|is| *is == ready) {
+                return Ok(());
+            }
             if Instant::now() > until {
-                bail!("the pod's readiness does not become {ready}");
+                bail!("the pod's readiness does not become {ready}: {answer:?}");
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Ok(())
     }
 }
 

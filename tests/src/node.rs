@@ -52,8 +52,7 @@ impl Node {
     /// Writes the configuration, boots containerd, imports the images.
     pub async fn boot(folder: &Path, settings: &Settings) -> Result<Self> {
         let deps = deps()?;
-        let programs =
-            std::env::var_os("MOORING_CONTAINERD").map_or_else(|| deps.join("bin"), PathBuf::from);
+        let programs = programs(&deps);
         for program in ["containerd", "ctr", "containerd-shim-runc-v2"] {
             must_exist(&programs.join(program), "run tools/deps.sh")?;
         }
@@ -215,16 +214,22 @@ impl Node {
 
     /// Starts containerd again if it has ended without being asked to.
     pub async fn ensure(&self) -> Result<()> {
-        let ended = match self.child().as_mut() {
-            Some(child) => child.try_wait()?.is_some(),
-            None => true,
-        };
-        if ended { self.start().await } else { Ok(()) }
-    }
-
-    /// containerd's version: major and minor.
-    pub fn version(&self) -> Result<(u32, u32)> {
-        containerd_version(&self.programs.join("containerd"))
+        // A process that dies of a panic may take a while to write down why.
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            let ended = match self.child().as_mut() {
+                Some(child) => child.try_wait()?.is_some(),
+                None => true,
+            };
+            if ended {
+                return self.start().await;
+            }
+            let request = cri::VersionRequest { version: String::new() };
+            if self.cri().version(request).await.is_ok() || Instant::now() > until {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Sends containerd a signal.
@@ -346,7 +351,9 @@ impl Node {
     }
 }
 
-fn containerd_version(program: &Path) -> Result<(u32, u32)> {
+/// containerd's version: major and minor.
+pub fn version() -> Result<(u32, u32)> {
+    let program = programs(&deps()?).join("containerd");
     let output =
         Command::new(program).arg("--version").output().context("ask containerd's version")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -386,6 +393,10 @@ pub fn shim() -> Result<PathBuf> {
     let beside = own.ancestors().skip(1).take(2).map(|at| at.join("containerd-shim-mooring-v1"));
     let found = beside.into_iter().find(|at| at.exists());
     found.context("no containerd-shim-mooring-v1 beside the tests: run cargo build -p containerd-shim-mooring-v1, or say with MOORING_SHIM where it is")
+}
+
+fn programs(deps: &Path) -> PathBuf {
+    std::env::var_os("MOORING_CONTAINERD").map_or_else(|| deps.join("bin"), PathBuf::from)
 }
 
 fn runc(deps: &Path) -> PathBuf {

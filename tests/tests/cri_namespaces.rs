@@ -350,9 +350,7 @@ suite!(Settings::default();
         a_container_with_its_own_pid_namespace_is_process_1,
         a_pod_in_the_nodes_pid_namespace_sees_the_nodes_processes,
         a_target_container_lends_its_pid_namespace,
-        a_pod_on_the_nodes_network_has_its_links_and_hostname,
         a_pod_with_the_nodes_ipc_shares_its_shm,
-        all_host_namespaces_at_once_work,
         dns_options_become_resolv_conf,
         without_dns_options_the_nodes_files_are_copied,
         the_pods_shm_is_a_small_tmpfs,
@@ -366,4 +364,6 @@ suite!(Settings::default();
         user_and_groups_of_a_container_are_as_asked_for,
         host_mounts_propagate_as_asked_for,
         an_image_volume_shows_the_images_files_read_only;
+    host_network: a_pod_on_the_nodes_network_has_its_links_and_hostname,
+        all_host_namespaces_at_once_work;
     mooring: a_mooring_pod_has_no_pause_process);

@@ -183,7 +183,10 @@ async fn a_stop_with_grace_lets_the_container_end_itself(case: Case) -> Result<(
 
 async fn a_stop_kills_what_ignores_its_grace(case: Case) -> Result<()> {
     let pod = PodSpec::new(&case).run().await?;
-    let container = pod.start(&ContainerSpec::idle("main")).await?;
+    let script = "trap '' TERM; echo ready; while true; do sleep 0.02; done";
+    let container = pod.start(&ContainerSpec::script("main", script)).await?;
+    // Before its program runs, a signal would meet the OCI runtime.
+    container.logged("stdout", |lines| lines == "ready").await?;
     container.stop(1).await?;
     assert_eq!(container.exited().await?.exit_code, 137);
     pod.end().await
