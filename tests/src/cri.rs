@@ -121,7 +121,8 @@ impl PodSpec {
             config: Some(self.config.clone()),
             runtime_handler: self.handler.clone(),
         };
-        let answer = self.node.cri().run_pod_sandbox(request).await.context("RunPodSandbox")?;
+        let answer =
+            Box::pin(self.node.cri().run_pod_sandbox(request)).await.context("RunPodSandbox")?;
         let id = answer.into_inner().pod_sandbox_id;
         Ok(Pod { node: Arc::clone(&self.node), spec: self.clone(), id })
     }
@@ -236,7 +237,8 @@ impl Pod {
             config: Some(config.clone()),
             sandbox_config: Some(self.spec.config.clone()),
         };
-        let answer = self.node.cri().create_container(request).await.context("CreateContainer")?;
+        let answer =
+            Box::pin(self.node.cri().create_container(request)).await.context("CreateContainer")?;
         let id = answer.into_inner().container_id;
         let log = PathBuf::from(&self.spec.config.log_directory).join(&config.log_path);
         Ok(Container { node: Arc::clone(&self.node), id, log })
@@ -244,7 +246,7 @@ impl Pod {
 
     /// `CreateContainer` and `StartContainer`.
     pub async fn start(&self, spec: &ContainerSpec) -> Result<Container> {
-        let container = Box::pin(self.create(spec)).await?;
+        let container = self.create(spec).await?;
         container.start().await?;
         Ok(container)
     }

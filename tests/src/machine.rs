@@ -129,14 +129,14 @@ fn build(storage: Storage, folder: &Path, hierarchies: &[Hierarchy]) -> Result<(
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none)?;
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none).context("mount /proc")?;
 
-    let node = folder.join("node");
-    fs::create_dir_all(&node)?;
+    let own_folder = folder.join("node");
+    fs::create_dir_all(&own_folder)?;
     if storage == Storage::Memory {
-        tmpfs(&node)?;
+        tmpfs(&own_folder)?;
     }
     // The outer machine's files, with all that is written to them kept inside.
     for at in ["/etc", "/var/lib"] {
-        let layer = node.join("layers").join(at.trim_start_matches('/').replace('/', "-"));
+        let layer = own_folder.join("layers").join(at.trim_start_matches('/').replace('/', "-"));
         let (upper, work) = (layer.join("upper"), layer.join("work"));
         fs::create_dir_all(&upper)?;
         fs::create_dir_all(&work)?;
@@ -149,7 +149,7 @@ fn build(storage: Storage, folder: &Path, hierarchies: &[Hierarchy]) -> Result<(
         let _ = fs::remove_dir_all(at);
         fs::create_dir_all(at)?;
         if storage == Storage::Disk {
-            let own = node.join("layers").join(at.file_name().unwrap_or_default());
+            let own = own_folder.join("layers").join(at.file_name().unwrap_or_default());
             fs::create_dir_all(&own)?;
             mount(Some(&own), at, none, MsFlags::MS_BIND, none)?;
         } else {

@@ -1,5 +1,6 @@
 //! A containerd of the tests' own, with the handlers under comparison.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -124,7 +125,6 @@ impl Node {
     }
 
     /// The bridge of the pods' network.
-    #[expect(clippy::unused_self, reason = "the name is a property of the node")]
     pub fn bridge(&self) -> &'static str {
         "mooring-e2e0"
     }
@@ -436,7 +436,8 @@ fn config(folder: &Path, deps: &Path, settings: &Settings) -> String {
          runtime_path = '{dir}/bin/containerd-shim-mooring-v1'\nsandboxer = 'shim'\n"
     );
     for Extra { name, .. } in &settings.extra {
-        handlers += &format!(
+        let _ = write!(
+            handlers,
             "[{table}.{name}]\nruntime_type = 'io.containerd.{name}.v1'\nsandboxer = 'shim'\n"
         );
     }

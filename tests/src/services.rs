@@ -372,12 +372,11 @@ pub fn sandbox_spec(hostname: &str, host_network: bool) -> Value {
 pub fn container_spec(id: &str, arguments: &[&str], sandbox_pid: Option<u32>) -> Value {
     let mut namespaces = vec![json!({ "type": "mount" }), json!({ "type": "pid" })];
     for (kind, name) in [("network", "net"), ("ipc", "ipc"), ("uts", "uts")] {
-        match sandbox_pid {
-            Some(pid) => {
-                namespaces.push(json!({ "type": kind, "path": format!("/proc/{pid}/ns/{name}") }))
-            }
-            None => namespaces.push(json!({ "type": kind })),
-        }
+        let namespace = match sandbox_pid {
+            Some(pid) => json!({ "type": kind, "path": format!("/proc/{pid}/ns/{name}") }),
+            None => json!({ "type": kind }),
+        };
+        namespaces.push(namespace);
     }
     json!({
         "ociVersion": "1.2.0",

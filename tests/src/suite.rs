@@ -61,7 +61,6 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 impl Case {
     /// A name that no other object of this run has.
-    #[expect(clippy::unused_self, reason = "names are the case's to give")]
     pub fn unique(&self, stem: &str) -> String {
         format!("{stem}-{}", NUMBER.fetch_add(1, Ordering::Relaxed))
     }

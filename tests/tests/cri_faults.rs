@@ -1,4 +1,5 @@
 //! Killed shims, missing and misbehaving OCI runtimes, bad requests, over CRI.
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
 //! Exec, attach, logs and port-forward over CRI.
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
 //! Whose namespaces, files and rights containers have, over CRI.
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 
@@ -286,7 +287,7 @@ async fn user_and_groups_of_a_container_are_as_asked_for(case: Case) -> Result<(
     spec.security().supplemental_groups = vec![3000];
     let pod = spec.run().await?;
     let mut spec = ContainerSpec::idle("main");
-    spec.security().run_as_username = "app".to_owned();
+    "app".clone_into(&mut spec.security().run_as_username);
     spec.security().supplemental_groups = vec![4000];
     let container = pod.start(&spec).await?;
     let groups = container.shell("id -u; id -G").await?;

@@ -94,7 +94,7 @@ async fn stats_of_all_pods_have_this_one(case: Case) -> Result<()> {
         .filter_map(|one| one.attributes)
         .map(|one| one.id)
         .collect();
-    assert_eq!(ids, [pod.id.clone()]);
+    assert_eq!(ids, [pod.id.as_str()]);
     let all = case
         .node
         .cri()
@@ -107,7 +107,7 @@ async fn stats_of_all_pods_have_this_one(case: Case) -> Result<()> {
         .filter_map(|one| one.attributes)
         .map(|one| one.id)
         .collect();
-    assert_eq!(ids, [container.id.clone()]);
+    assert_eq!(ids, [container.id.as_str()]);
     pod.end().await
 }
 

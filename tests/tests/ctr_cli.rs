@@ -1,4 +1,5 @@
 //! `ctr`: plain tasks, sandboxes, and containers in sandboxes.
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 

@@ -1,4 +1,5 @@
 //! Sandboxes and tasks through containerd's own services, without CRI.
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::time::Duration;
@@ -53,8 +54,8 @@ async fn a_sandbox_lives_from_create_to_shutdown(case: Case) -> Result<()> {
     });
     assert!(client.metrics().await?.and_then(|one| one.data).is_some());
     client.stop().await?;
-    let waited = tokio::time::timeout(Duration::from_secs(5), waiter).await???;
-    assert!(waited.exited_at.is_some());
+    let end_of_wait = tokio::time::timeout(Duration::from_secs(5), waiter).await???;
+    assert!(end_of_wait.exited_at.is_some());
     assert_eq!(client.status().await?.state, "SANDBOX_NOTREADY");
     end(&client).await
 }

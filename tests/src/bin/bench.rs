@@ -270,13 +270,18 @@ fn add(process: &Process, sum: &mut Memory) -> Result<()> {
     Ok(())
 }
 
+/// Picks a figure.
+type Column = fn(&Memory) -> f64;
+
 fn print_memory(options: &Options, all: &BTreeMap<(usize, &'static str), Memory>) {
     let counts: Vec<usize> = [1, options.idle].into();
     for count in counts {
-        let head: String =
-            options.handlers.iter().map(|one| format!("{:>16} ", one.name())).collect();
+        let mut head = String::new();
+        for handler in &options.handlers {
+            let _ = write!(head, "{:>16} ", handler.name());
+        }
         println!("{:<18}{head}{:>8}", format!("per pod of {count}"), "ratio");
-        let rows: [(&str, fn(&Memory) -> f64); 4] = [
+        let rows: [(&str, Column); 4] = [
             ("PSS KiB", |one| one.pss),
             ("anonymous KiB", |one| one.anonymous),
             ("threads", |one| one.threads),
@@ -290,7 +295,10 @@ fn print_memory(options: &Options, all: &BTreeMap<(usize, &'static str), Memory>
                 .filter_map(|one| all.get(&(count, one.name())))
                 .map(|memory| value(memory) / count as f64)
                 .collect();
-            let cells: String = values.iter().map(|one| format!("{one:>16.1} ")).collect();
+            let mut cells = String::new();
+            for one in &values {
+                let _ = write!(cells, "{one:>16.1} ");
+            }
             println!("{name:<18}{cells}{}", ratio(&values));
         }
     }
