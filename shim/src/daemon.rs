@@ -173,7 +173,7 @@ async fn serve(
 
 /// Leaves word for `delete`, which knows no more than the name of the sandbox and perhaps its bundle.
 fn leave_word(launch: &Launch, options: &Options, state: &Path) -> Result<(), Error> {
-    let record = DaemonRecord::of_this_process().map_err(io("find this process"))?;
+    let record = DaemonRecord::of_this_process(&launch.socket).map_err(io("find this process"))?;
     record.save(state).map_err(io("write the shim's record"))?;
     if options.state_root != Options::load(None)?.0.state_root {
         daemon_record::point_to(&launch.bundle, &options.state_root)

@@ -192,6 +192,9 @@ impl Work {
     }
 
     fn socket(&self) -> PathBuf {
+        if let Some(socket) = self.daemon().and_then(|daemon| daemon.socket) {
+            return socket;
+        }
         socket::path(Path::new(socket::FOLDER), &self.address, self.namespace.as_str(), self.id.as_str())
     }
 
@@ -203,6 +206,8 @@ impl Work {
 
     /// Takes everything down. Runs in the finisher.
     fn finish(&self) -> Result<(), String> {
+        // Read now: the record goes with the state folder.
+        let path = self.socket();
         if let Some(daemon) = self.daemon() {
             // containerd has given it up; two must not work on one sandbox.
             daemon.kill().map_err(|error| format!("end the shim {}: {error}", daemon.pid))?;
@@ -212,7 +217,6 @@ impl Work {
         let result = runtime.block_on(self.take_down());
         // Blocking calls that hang must not keep this process.
         runtime.shutdown_background();
-        let path = self.socket();
         if !socket::serves(&path)
             && let Err(error) = socket::remove(&path)
         {

@@ -17,20 +17,23 @@ const FILE: &str = "shim.json";
 const POINTER: &str = "mooring-state-root";
 
 /// The daemon of a shim.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaemonRecord {
     /// Its process id.
     pub pid: i32,
     /// Its start time, which tells it from a later process of that number.
     pub start_time: u64,
+    /// The socket that it serves.
+    #[serde(default)]
+    pub socket: Option<PathBuf>,
 }
 
 impl DaemonRecord {
-    /// The calling process.
-    pub fn of_this_process() -> io::Result<Self> {
+    /// The calling process, which serves `socket`.
+    pub fn of_this_process(socket: &Path) -> io::Result<Self> {
         let pid = i32::try_from(std::process::id()).map_err(io::Error::other)?;
         let start_time = identity::start_time(pid).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Self { pid, start_time })
+        Ok(Self { pid, start_time, socket: Some(socket.to_owned()) })
     }
 
     /// Writes the record into a state folder, which is made where it is missing.
@@ -76,11 +79,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
-        let right = DaemonRecord { pid, start_time: identity::start_time(pid).unwrap() };
-        DaemonRecord { start_time: right.start_time + 1, ..right }.kill().unwrap();
+        let right = DaemonRecord { pid, start_time: identity::start_time(pid).unwrap(), socket: None };
+        DaemonRecord { start_time: right.start_time + 1, ..right.clone() }.kill().unwrap();
         assert!(child.try_wait().unwrap().is_none(), "another process of that number lives on");
         right.save(folder.path()).unwrap();
-        assert_eq!(DaemonRecord::load(folder.path()), Some(right));
+        assert_eq!(DaemonRecord::load(folder.path()), Some(right.clone()));
         right.kill().unwrap();
         assert!(!child.wait().unwrap().success());
     }
