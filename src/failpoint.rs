@@ -2,7 +2,8 @@
 //!
 //! With it, the environment names a file as `MOORING_FAILPOINTS`. Its lines are `NAME=kill`, `NAME=pause:MS` or
 //! `record`; the first that matches is carried out once, and `NAME` is appended to `FILE.hit`. `record` appends every
-//! name that is passed to `FILE.log`, so that a test can learn which points there are.
+//! name that is passed to `FILE.log`, so that a test can learn which points there are. A point that one process passes
+//! several times while the file is there is `NAME#2` the second time, and so on.
 
 /// Passes the point `name`.
 #[cfg(not(feature = "failpoints"))]
@@ -14,6 +15,7 @@ pub fn pass(_name: &str) {}
 pub fn pass(name: &str) {
     let Some(file) = std::env::var_os("MOORING_FAILPOINTS") else { return };
     let Ok(text) = std::fs::read_to_string(&file) else { return };
+    let name = &numbered(name);
     let beside = |ending: &str| {
         let mut path = file.clone();
         path.push(ending);
@@ -37,6 +39,17 @@ pub fn pass(name: &str) {
         }
         return;
     }
+}
+
+/// The name, with how often it has been passed where that is more than once.
+#[cfg(feature = "failpoints")]
+fn numbered(name: &str) -> String {
+    use std::{collections::BTreeMap, sync::Mutex, sync::PoisonError};
+    static PASSED: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
+    let mut passed = PASSED.lock().unwrap_or_else(PoisonError::into_inner);
+    let times = passed.entry(name.to_owned()).or_default();
+    *times += 1;
+    if *times == 1 { name.to_owned() } else { format!("{name}#{times}") }
 }
 
 #[cfg(feature = "failpoints")]

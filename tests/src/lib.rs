@@ -7,8 +7,12 @@
 
 pub mod audit;
 pub mod cri;
+pub mod faults;
+pub mod life;
 pub mod machine;
 pub mod node;
+pub mod plugins;
+pub mod random;
 pub mod services;
 pub mod stream;
 pub mod suite;

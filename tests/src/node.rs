@@ -145,6 +145,11 @@ impl Node {
         cri::image_service_client::ImageServiceClient::new(self.channel())
     }
 
+    /// The file that tells shims built for it where to die or wait (see [`crate::faults`]).
+    pub fn failpoints(&self) -> PathBuf {
+        self.folder.join("failpoints")
+    }
+
     /// containerd's socket.
     pub fn socket(&self) -> PathBuf {
         self.folder.join("c.sock")
@@ -183,6 +188,7 @@ impl Node {
             .arg("--config")
             .arg(self.folder.join("config.toml"))
             .env("PATH", self.path())
+            .env("MOORING_FAILPOINTS", self.failpoints())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

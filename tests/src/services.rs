@@ -158,9 +158,14 @@ impl Client {
 
     /// Stop.
     pub async fn stop(&self) -> Result<(), Status> {
+        self.stop_within(10).await
+    }
+
+    /// Stop, with so many seconds for the answer.
+    pub async fn stop_within(&self, seconds: u32) -> Result<(), Status> {
         let message = sandbox_api::ControllerStopRequest {
             sandbox_id: self.id.clone(),
-            timeout_secs: 10,
+            timeout_secs: seconds,
             sandboxer: Self::sandboxer(),
         };
         self.controller().stop(request(message)).await.map(drop)
