@@ -47,10 +47,10 @@ impl From<&NetworkOptions> for Settings {
             bin_dirs: options.bin_dirs.clone(),
             max_conf_num: options.max_conf_num,
             ifname: options.if_name.clone(),
+            loopback: options.loopback,
             cache_dir: options.cache_dir.clone(),
             // A part of a second is more than none, and none would be no limit.
             timeout: options.timeout.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX),
-            ..Self::default()
         }
     }
 }

@@ -26,6 +26,7 @@ pub(super) struct Layer {
     pub cni_bin_dirs: Option<Vec<PathBuf>>,
     pub cni_max_conf_num: Option<usize>,
     pub cni_if_name: Option<String>,
+    pub cni_loopback: Option<bool>,
     pub cni_cache_dir: Option<PathBuf>,
     #[serde(deserialize_with = "time::duration")]
     pub cni_timeout: Option<Duration>,
@@ -86,6 +87,7 @@ impl Layer {
         }
         set(&mut network.bin_dirs, self.cni_bin_dirs);
         set(&mut network.max_conf_num, self.cni_max_conf_num);
+        set(&mut network.loopback, self.cni_loopback);
         set(&mut network.if_name, self.cni_if_name.map(interface).transpose()?);
         set(&mut network.cache_dir, absolute("CniCacheDir", self.cni_cache_dir)?);
         set(&mut network.timeout, self.cni_timeout);

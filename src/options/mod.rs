@@ -91,6 +91,8 @@ pub struct NetworkOptions {
     pub max_conf_num: usize,
     /// The interface of the first network in the pod (`CniIfName`).
     pub if_name: String,
+    /// Whether the pod's `lo` is brought up (`CniLoopback`).
+    pub loopback: bool,
     /// Where results of ADD are kept until their DEL (`CniCacheDir`).
     pub cache_dir: PathBuf,
     /// How long one plugin may take (`CniTimeout`).
@@ -146,6 +148,7 @@ impl Default for NetworkOptions {
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             max_conf_num: 1,
             if_name: "eth0".into(),
+            loopback: true,
             cache_dir: "/var/lib/cni".into(),
             timeout: Duration::from_mins(1),
         }
