@@ -48,7 +48,7 @@ lint: machine
 	tools/cargo-deny.sh
 	for one in .ci/run tools/*.sh; do bash -n $$one || exit 1; done
 
-test: test-unit test-e2e
+test: test-unit test-e2e test-v2
 
 # Always the same selection, for another one would have cargo build the dependencies anew with other features.
 test-build: machine
@@ -60,8 +60,9 @@ test-unit: test-build
 test-e2e: deps test-build
 	MOORING_SHIM=$(DEBUG)/$(SHIM) $(CARGO) test --workspace --all-features --locked --test '*'
 
-test-v2: deps test-build
-	tools/vm.sh $(DEBUG)/$(SHIM)
+# With the release, so that what is shipped has run.
+test-v2: deps build
+	tools/vm.sh $(DIST)/$(SHIM)
 
 demo: deps build
 	MOORING_SHIM=$(DIST)/$(SHIM) tools/demo.sh
