@@ -27,11 +27,11 @@ iptables_rules() { if command -v iptables-save >/dev/null; then iptables-save -t
 bearing() { grep -F -f "$ids" || true; }
 
 processes() {
-  local at
+  local at what
   for at in /proc/[0-9]*; do
-    if { tr '\0' ' ' <"$at/cmdline"; echo; cat "$at/cgroup"; } 2>/dev/null | grep -qF -f "$ids"; then
-      echo "process ${at#/proc/} $(tr '\0' ' ' <"$at/cmdline" 2>/dev/null | cut -c1-100)"
-    fi
+    what=$({ tr '\0' ' ' <"$at/cmdline"; echo; cat "$at/cgroup"; } 2>/dev/null || true)
+    # Not a pipe: grep leaves at the first match, and who still writes then fails.
+    if grep -qF -f "$ids" <<<"$what"; then echo "process ${at#/proc/} ${what:0:100}" | head -n 1; fi
   done
 }
 
