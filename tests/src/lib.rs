@@ -7,6 +7,7 @@
 
 pub mod audit;
 pub mod cri;
+pub mod direct;
 pub mod faults;
 pub mod life;
 pub mod machine;

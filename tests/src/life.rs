@@ -120,21 +120,38 @@ impl Life {
                 return pod.start(&ContainerSpec::idle("main")).await.map(drop);
             }
             let id = format!("{}-main", self.client.id);
-            let mut spec = container_spec(&id, &["/bin/sleep", "100000"], Some(self.pid));
-            if self.kind == Kind::ImageVolume
-                && let Some(mounts) = spec.get_mut("mounts").and_then(|all| all.as_array_mut())
-            {
-                let volume =
-                    json!({ "destination": "/data", "type": "image", "source": DATA_IMAGE });
-                mounts.push(volume);
-            }
-            let task = self.client.container(&id, &spec).await?;
+            let task = self.prepare(&id).await?;
             let task = self.task.insert(task);
             task.create().await.context("create the task")?;
             task.start().await.context("start the task")?;
             Ok(())
         })
         .await
+    }
+
+    /// The record of a container that does nothing for a long time.
+    async fn prepare(&self, id: &str) -> Result<Task> {
+        let mut spec = container_spec(id, &["/bin/sleep", "100000"], Some(self.pid));
+        if self.kind == Kind::ImageVolume
+            && let Some(mounts) = spec.get_mut("mounts").and_then(|all| all.as_array_mut())
+        {
+            let volume = json!({ "destination": "/data", "type": "image", "source": DATA_IMAGE });
+            mounts.push(volume);
+        }
+        self.client.container(id, &spec).await
+    }
+
+    /// A further container, through the sandbox service; its end is the caller's.
+    pub async fn another(&self, name: &str) -> Result<Task> {
+        let task = self.prepare(&format!("{}-{name}", self.client.id)).await?;
+        task.create().await.context("create the task")?;
+        task.start().await.context("start the task")?;
+        Ok(task)
+    }
+
+    /// The container's task, where the sandbox service has it.
+    pub fn task(&self) -> Option<&Task> {
+        self.task.as_ref()
     }
 
     /// Stops it once.
