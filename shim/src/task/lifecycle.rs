@@ -224,9 +224,9 @@ impl Container {
         Ok(())
     }
 
-    /// A v1 freezer holds back even SIGKILL: what is killed is let go, to die.
+    /// A v1 freezer holds back even SIGKILL: what is killed is let go, to die, whoever froze it.
     fn thaw_for(&self, signal: Signal) {
-        if signal == Signal::KILL && *lock(&self.frozen) != Frozen::No {
+        if signal == Signal::KILL {
             self.cgroup.thaw();
             *lock(&self.frozen) = Frozen::No;
         }
