@@ -25,7 +25,8 @@ impl Direct {
         let text = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
         let bootstrap: Value = serde_json::from_slice(&text)?;
         let address = bootstrap.get("address").and_then(Value::as_str).context("no address")?;
-        let client = Client::connect(address).await.map_err(|error| anyhow!("{address}: {error}"))?;
+        let client =
+            Client::connect(address).await.map_err(|error| anyhow!("{address}: {error}"))?;
         Ok(Self { sandbox: SandboxClient::new(client) })
     }
 

@@ -57,6 +57,12 @@ impl Life {
         Self { node, kind, spec, pod: None, client, pid: 0, task: None }
     }
 
+    /// A pod of this id, through the sandbox service.
+    pub fn named(case: &Case, kind: Kind, id: &str) -> Self {
+        let life = Self::new(case, kind);
+        Self { client: life.client.with_id(id), ..life }
+    }
+
     fn by_cri(&self) -> bool {
         matches!(self.kind, Kind::Cri | Kind::SharedPid)
     }

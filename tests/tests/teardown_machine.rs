@@ -292,7 +292,8 @@ async fn twenty_stops_at_once_are_one(case: Case) -> Result<()> {
 async fn a_stop_during_a_start_ends_it(case: Case) -> Result<()> {
     let plugins = Plugins::install(&case.node, "early", "")?;
     let failpoints = Failpoints::of(&case.node);
-    let points = ["acquire:files:held", "acquire:netns:held", "acquire:keeper:held", "acquire:network:held"];
+    let points =
+        ["acquire:files:held", "acquire:netns:held", "acquire:keeper:held", "acquire:network:held"];
     for point in points {
         let mut life = Life::new(&case, Kind::OwnNetwork);
         let other = life.client().with_id(life.id());
