@@ -52,6 +52,8 @@ pub struct FilesRequest {
     pub hostname: Option<String>,
     /// How the pod resolves names; as the node does when absent or empty.
     pub dns: Option<Dns>,
+    /// Who owns the files, where that is not the node's root: the ids on the node of the pod's own root.
+    pub owner: Option<(u32, u32)>,
 }
 
 /// How a pod resolves names.
@@ -114,6 +116,12 @@ fn acquire_from(dir: &Path, request: &FilesRequest, node: &Path) -> Result<Files
     write(&record.hosts(), &nodes_own(node, HOSTS)?)?;
     write(&record.resolv_conf(), &resolv_conf)?;
     write(&record.hostname(), format!("{hostname}\n").as_bytes())?;
+    if let Some((user, group)) = request.owner {
+        for path in [record.hosts(), record.resolv_conf(), record.hostname()] {
+            std::os::unix::fs::chown(&path, Some(user), Some(group))
+                .map_err(|error| Error::at("change the owner of", &path, error))?;
+        }
+    }
     Ok(record)
 }
 
@@ -164,6 +172,8 @@ pub(super) fn remove_if_empty(dir: &Path) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
     use crate::error::{Code, Coded};
 
@@ -186,6 +196,7 @@ mod tests {
                 searches: words(&["x.local", "local"]),
                 options: words(&["ndots:5", "edns0"]),
             }),
+            owner: Some((70_000, 70_001)),
         };
         let record = acquire(&dir, &request).unwrap();
         assert_eq!(acquire(&dir, &request).unwrap(), record);
@@ -195,7 +206,9 @@ mod tests {
             "search x.local local\nnameserver 10.0.0.1\nnameserver fd00::1\noptions ndots:5 edns0\n"
         );
         for path in [record.hosts(), record.resolv_conf(), record.hostname()] {
-            assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o7777, 0o644);
+            let found = fs::metadata(path).unwrap();
+            assert_eq!(found.permissions().mode() & 0o7777, 0o644);
+            assert_eq!((found.uid(), found.gid()), (70_000, 70_001));
         }
         assert_eq!(release(&record).unwrap(), Released::Done);
         assert!(!dir.exists());
@@ -209,7 +222,11 @@ mod tests {
         fs::create_dir(&node).unwrap();
         fs::write(node.join(HOSTS), "127.0.0.1 node\n").unwrap();
         fs::write(node.join(RESOLV_CONF), "nameserver 10.9.9.9\n").unwrap();
-        let request = FilesRequest { hostname: Some(String::new()), dns: Some(Dns::default()) };
+        let request = FilesRequest {
+            hostname: Some(String::new()),
+            dns: Some(Dns::default()),
+            owner: None,
+        };
         let record = acquire_from(&folder.path().join("pod"), &request, &node).unwrap();
         assert_eq!(read(record.hosts()), "127.0.0.1 node\n");
         assert_eq!(read(record.resolv_conf()), "nameserver 10.9.9.9\n");
@@ -232,7 +249,7 @@ mod tests {
         let dns = Dns { searches: words(&["a\nnameserver 6.6.6.6"]), ..Dns::default() };
         for request in [
             FilesRequest { dns: Some(dns), ..FilesRequest::default() },
-            FilesRequest { hostname: Some("a\nb".to_owned()), dns: None },
+            FilesRequest { hostname: Some("a\nb".to_owned()), ..FilesRequest::default() },
         ] {
             let error = acquire(&folder.path().join("pod"), &request).unwrap_err();
             assert_eq!(error.code(), Code::InvalidArgument, "{error}");

@@ -37,12 +37,12 @@ impl PodFiles {
 /// Adds the pod's files to `spec` as bind mounts, each unless the client has a mount there; a private tmpfs at
 /// `/dev/shm` gives way to the pod's. Says which files the container sees now, in the node's paths.
 ///
-/// Files are read-only where the root file system is. They have their ids mapped as the other bind mounts have.
+/// Files are read-only where the root file system is. Their ids are not mapped: they belong to the pod's root already
+/// ([`super::files::FilesRequest::owner`]), which needs neither a runtime nor a file system that can map.
 pub fn add_pod_files(spec: &mut Value, files: &PodFiles) -> Result<Vec<PathBuf>, Error> {
     let read_only = spec.pointer("/root/readonly").and_then(Value::as_bool).unwrap_or_default();
     let shm = files.shm.as_deref().filter(|_| !has_own_ipc(spec));
     let mounts = mounts_of(spec)?;
-    let mapping = mapping(mounts);
     let mut added = Vec::new();
     for (destination, source) in [
         ("/etc/hosts", &files.hosts),
@@ -51,12 +51,12 @@ pub fn add_pod_files(spec: &mut Value, files: &PodFiles) -> Result<Vec<PathBuf>,
     ] {
         let Some(source) = source else { continue };
         if !mounts.iter().any(|mount| is_at(mount, destination)) {
-            mounts.push(bind(destination, source, read_only, &mapping)?);
+            mounts.push(bind(destination, source, read_only)?);
             added.push(source.clone());
         }
     }
     if let Some(source) = shm {
-        let mount = bind(NODE_SHM, source, false, &mapping)?;
+        let mount = bind(NODE_SHM, source, false)?;
         if put_shm(mounts, mount) {
             added.push(source.to_path_buf());
         }
@@ -155,12 +155,7 @@ pub(super) fn mapping(mounts: &[Value]) -> Map<String, Value> {
         .collect()
 }
 
-fn bind(
-    destination: &str,
-    source: &Path,
-    read_only: bool,
-    mapping: &Map<String, Value>,
-) -> Result<Value, Error> {
+fn bind(destination: &str, source: &Path, read_only: bool) -> Result<Value, Error> {
     let source = source.to_str().ok_or_else(|| {
         Error::invalid(source.display().to_string(), "the path cannot be written as JSON")
     })?;
@@ -170,6 +165,5 @@ fn bind(
     mount.insert("source".to_owned(), json!(source));
     let access = if read_only { "ro" } else { "rw" };
     mount.insert("options".to_owned(), json!(["rbind", "rprivate", access]));
-    mount.extend(mapping.clone());
     Ok(Value::Object(mount))
 }

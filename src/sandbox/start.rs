@@ -228,9 +228,11 @@ impl Pod {
         if !self.config.cgroup_parent.is_empty() {
             self.acquire_cgroup(&pod_cgroup::parent_path(&self.config.cgroup_parent)?)?;
         }
+        let owner = self.config.root_on_node();
         let request = files::FilesRequest {
             hostname: self.config.hostname.clone(),
             dns: self.config.dns.clone(),
+            owner,
         };
         let entry =
             with(store, |s| s.intend(Resource::Files(files::FilesRecord::in_dir(run_dir))))?;
@@ -240,6 +242,12 @@ impl Pod {
             let planned = shm::ShmRecord::in_dir(run_dir);
             let entry = with(store, |s| s.intend(Resource::Shm(planned)))?;
             let record = shm::acquire(&System, run_dir, self.config.shm_size)?;
+            if let Some((user, group)) = owner
+                && let Err(error) = std::os::unix::fs::chown(&record.path, Some(user), Some(group))
+            {
+                // Everybody may write to it all the same.
+                log::warn!("change the owner of {}: {error}", record.path.display());
+            }
             with(store, |s| s.held(entry, Resource::Shm(record)))?;
         }
         Ok(match &self.network {
