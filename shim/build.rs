@@ -1,4 +1,5 @@
 //! Builds the holder, the tiny static program that the shim carries inside itself.
+#![allow(clippy::expect_used)] // A build that fails says why in this way.
 
 use std::{env, path::PathBuf, process::Command};
 

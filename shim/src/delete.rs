@@ -40,7 +40,7 @@ use crate::{args::Args, detach, events::Events, publisher::Publisher, services::
 /// When the answer is given, whatever the finisher still has to do. containerd kills `delete` after 5 s.
 const ANSWER: Duration = Duration::from_millis(4200);
 /// How long the containers of the dead shim may take to end.
-const CONTAINERS: Duration = Duration::from_secs(60);
+const CONTAINERS: Duration = Duration::from_mins(1);
 /// How often the finisher takes up a teardown that failed, and its first pause; the pauses double.
 const ATTEMPTS: u32 = 6;
 const PAUSE: Duration = Duration::from_secs(1);
@@ -78,10 +78,13 @@ fn failed(deed: &'static str) -> impl FnOnce(nix::Error) -> Error {
 /// Cleans up, and answers with the protobuf that containerd reads. Complaints go to standard error, which becomes a
 /// warning in containerd's log.
 pub fn run(args: &Args) -> Result<Vec<u8>, Error> {
-    let (Some(namespace), Some(id)) = (args.namespace.clone(), args.id.clone()) else { return Err(Error::Nobody) };
+    let (Some(namespace), Some(id)) = (args.namespace.clone(), args.id.clone()) else {
+        return Err(Error::Nobody);
+    };
     let started = Instant::now();
     let (options, _) = Options::load(None)?;
-    let state_root = daemon_record::state_root(&args.bundle).unwrap_or_else(|| options.state_root.clone());
+    let state_root =
+        daemon_record::state_root(&args.bundle).unwrap_or_else(|| options.state_root.clone());
     let options = Options { state_root, ..options };
     let work = Work { options, namespace, id, address: args.address.clone() };
     let pid = work.daemon().map_or(0, |daemon| daemon.pid);
@@ -132,7 +135,10 @@ fn hear(mut told: &File, deadline: Instant) -> Option<String> {
     let mut piece = [0; 1024];
     loop {
         let left = deadline.checked_duration_since(Instant::now())?;
-        let limit = Timespec { tv_sec: i64::try_from(left.as_secs()).ok()?, tv_nsec: left.subsec_nanos().into() };
+        let limit = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).ok()?,
+            tv_nsec: left.subsec_nanos().into(),
+        };
         match poll(&mut [PollFd::new(&told, PollFlags::IN)], Some(&limit)) {
             Ok(0) => return None,
             Ok(_) => {}
@@ -141,7 +147,9 @@ fn hear(mut told: &File, deadline: Instant) -> Option<String> {
         }
         match told.read(&mut piece) {
             Ok(0) => return Some(text),
-            Ok(length) => text.push_str(&String::from_utf8_lossy(piece.get(..length).unwrap_or_default())),
+            Ok(length) => {
+                text.push_str(&String::from_utf8_lossy(piece.get(..length).unwrap_or_default()));
+            }
             Err(error) => return Some(format!("hear the finisher: {error}")),
         }
     }
@@ -195,13 +203,20 @@ impl Work {
         if let Some(socket) = self.daemon().and_then(|daemon| daemon.socket) {
             return socket;
         }
-        socket::path(Path::new(socket::FOLDER), &self.address, self.namespace.as_str(), self.id.as_str())
+        socket::path(
+            Path::new(socket::FOLDER),
+            &self.address,
+            self.namespace.as_str(),
+            self.id.as_str(),
+        )
     }
 
     /// Whether the shim has cleaned up after itself.
     fn nothing_left(&self) -> bool {
         let namespace_dir = self.options.state_root.join(&self.namespace);
-        !self.state_dir().exists() && !self.socket().exists() && container::find(&namespace_dir, &self.id).is_none()
+        !self.state_dir().exists()
+            && !self.socket().exists()
+            && container::find(&namespace_dir, &self.id).is_none()
     }
 
     /// Takes everything down. Runs in the finisher.
@@ -226,7 +241,8 @@ impl Work {
     }
 
     async fn take_down(&self) -> Result<(), String> {
-        let reaper = Reaper::start().map_err(|error| format!("watch for ended children: {error}"))?;
+        let reaper =
+            Reaper::start().map_err(|error| format!("watch for ended children: {error}"))?;
         let ttrpc = std::env::var_os("TTRPC_ADDRESS").map(PathBuf::from);
         let publisher = Publisher::start(ttrpc.unwrap_or_default(), &self.namespace);
         let listener = Arc::new(Exits {
@@ -236,7 +252,10 @@ impl Work {
         });
         let recovery = Recovery {
             reaper: reaper.clone(),
-            containerd: Arc::new(Grpc::new(&self.address.to_string_lossy(), self.namespace.clone())),
+            containerd: Arc::new(Grpc::new(
+                &self.address.to_string_lossy(),
+                self.namespace.clone(),
+            )),
             plugins: Arc::new(ExecPlugins::new(reaper)),
             listener: listener.clone(),
         };
@@ -252,8 +271,8 @@ impl Work {
                 result => break result,
             }
         };
-        let published = *listener.published.lock().unwrap_or_else(PoisonError::into_inner);
-        if published > 0 {
+        let count = *listener.published.lock().unwrap_or_else(PoisonError::into_inner);
+        if count > 0 {
             publisher.drain(EVENTS).await;
         }
         result
@@ -274,12 +293,18 @@ impl Work {
         // A task without sandbox: of a shim of its own, or of one that it shared.
         let deadline = tokio::time::Instant::now() + CONTAINERS;
         if state_dir.exists() {
-            recovery.end_containers(&state_dir, deadline).await.map_err(|error| error.to_string())?;
-            return mooring::teardown::journal::remove_folder(&state_dir).map_err(|error| error.to_string());
+            recovery
+                .end_containers(&state_dir, deadline)
+                .await
+                .map_err(|error| error.to_string())?;
+            return mooring::teardown::journal::remove_folder(&state_dir)
+                .map_err(|error| error.to_string());
         }
         let parent = self.options.state_root.join(&self.namespace);
         let Some((folder, record)) = container::find(&parent, &self.id) else { return Ok(()) };
-        container::release(&record, &recovery.reaper, deadline).await.map_err(|error| error.to_string())?;
+        container::release(&record, &recovery.reaper, deadline)
+            .await
+            .map_err(|error| error.to_string())?;
         Record::remove(&folder, &record.id).map_err(|error| error.to_string())
     }
 }

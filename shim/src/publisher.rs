@@ -367,7 +367,10 @@ mod tests {
             exited_at: MessageField::some(Timestamp::now()),
             ..TaskExit::default()
         };
-        assert_eq!(encode(&event).unwrap(), (&event as &dyn MessageDyn).write_to_bytes_dyn().unwrap());
+        assert_eq!(
+            encode(&event).unwrap(),
+            (&event as &dyn MessageDyn).write_to_bytes_dyn().unwrap()
+        );
     }
 
     #[test]

@@ -222,11 +222,8 @@ mod tests {
         fs::create_dir(&node).unwrap();
         fs::write(node.join(HOSTS), "127.0.0.1 node\n").unwrap();
         fs::write(node.join(RESOLV_CONF), "nameserver 10.9.9.9\n").unwrap();
-        let request = FilesRequest {
-            hostname: Some(String::new()),
-            dns: Some(Dns::default()),
-            owner: None,
-        };
+        let request =
+            FilesRequest { hostname: Some(String::new()), dns: Some(Dns::default()), owner: None };
         let record = acquire_from(&folder.path().join("pod"), &request, &node).unwrap();
         assert_eq!(read(record.hosts()), "127.0.0.1 node\n");
         assert_eq!(read(record.resolv_conf()), "nameserver 10.9.9.9\n");

@@ -58,6 +58,17 @@ impl<P: CniPlugins> CniPlugins for Observed<P> {
     }
 }
 
+#[async_trait]
+impl CniPlugins for Arc<dyn CniPlugins> {
+    async fn run(
+        &self,
+        call: &Call,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Value>, PluginError> {
+        (**self).run(call, deadline).await
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
@@ -102,12 +113,5 @@ mod tests {
         plugins.run(&call, None).await.unwrap();
         let entry = |failed| (Operation::Del, "node".to_owned(), "bridge".to_owned(), failed);
         assert_eq!(*seen.0.lock().unwrap(), [entry(true), entry(false)]);
-    }
-}
-
-#[async_trait]
-impl CniPlugins for Arc<dyn CniPlugins> {
-    async fn run(&self, call: &Call, deadline: Option<Instant>) -> Result<Option<Value>, PluginError> {
-        (**self).run(call, deadline).await
     }
 }

@@ -277,7 +277,9 @@ impl PodConfig {
 
     /// The ids on the node of the pod's root, where the pod has a user namespace.
     pub fn root_on_node(&self) -> Option<(u32, u32)> {
-        let zero = |maps: &[IdMapping]| maps.iter().find(|map| map.container_id == 0).map(|map| map.host_id);
+        let zero = |maps: &[IdMapping]| {
+            maps.iter().find(|map| map.container_id == 0).map(|map| map.host_id)
+        };
         let (uids, gids) = self.user.as_ref()?;
         Some((zero(uids)?, zero(gids)?))
     }

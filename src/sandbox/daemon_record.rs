@@ -79,7 +79,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
-        let right = DaemonRecord { pid, start_time: identity::start_time(pid).unwrap(), socket: None };
+        let right =
+            DaemonRecord { pid, start_time: identity::start_time(pid).unwrap(), socket: None };
         DaemonRecord { start_time: right.start_time + 1, ..right.clone() }.kill().unwrap();
         assert!(child.try_wait().unwrap().is_none(), "another process of that number lives on");
         right.save(folder.path()).unwrap();

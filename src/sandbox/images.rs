@@ -95,6 +95,10 @@ impl Pod {
     /// Whether a resource that is held is one that `wanted` says.
     fn has(&self, wanted: impl Fn(&Resource) -> bool) -> bool {
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        store.journal().entries.iter().any(|entry| entry.state == State::Held && wanted(&entry.resource))
+        store
+            .journal()
+            .entries
+            .iter()
+            .any(|entry| entry.state == State::Held && wanted(&entry.resource))
     }
 }

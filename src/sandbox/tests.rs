@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::{CreateRequest, Environment, Error, HolderProgram, PodTasks, Sandbox, Status};
 use crate::{
-    containerd::fake::{Fault, FakeContainerd},
+    containerd::fake::{FakeContainerd, Fault},
     error::{Code, Coded},
     id::Id,
     network::{
@@ -93,7 +93,10 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         for (file, text) in [
             ("bundle/config.json", SPEC),
-            ("net.d/10-node.conflist", r#"{"cniVersion":"1.0.0","name":"node","plugins":[{"type":"bridge"},{"type":"portmap"}]}"#),
+            (
+                "net.d/10-node.conflist",
+                r#"{"cniVersion":"1.0.0","name":"node","plugins":[{"type":"bridge"},{"type":"portmap"}]}"#,
+            ),
         ] {
             let path = folder.path().join(file);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -154,7 +157,11 @@ impl World {
         };
         note(&self.netns());
         note(&self.folder.path().join("run/unit"));
-        for entry in std::fs::read_dir(self.folder.path().join("cni/results")).into_iter().flatten().flatten() {
+        for entry in std::fs::read_dir(self.folder.path().join("cni/results"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             note(&entry.path());
         }
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -199,12 +206,18 @@ async fn calls_out_of_order_are_refused_with_their_code() {
     assert_eq!(world.sandbox.start().await.unwrap_err().code(), Code::NotFound);
     world.sandbox.stop(None).await.expect("an unknown sandbox is stopped");
     world.sandbox.create(world.request()).await.unwrap();
-    assert_eq!(world.sandbox.create(world.request()).await.unwrap_err().code(), Code::AlreadyExists);
+    assert_eq!(
+        world.sandbox.create(world.request()).await.unwrap_err().code(),
+        Code::AlreadyExists
+    );
     world.sandbox.start().await.unwrap();
     assert_eq!(world.sandbox.start().await.unwrap_err().code(), Code::FailedPrecondition);
     world.sandbox.stop(None).await.unwrap();
     assert_eq!(world.sandbox.start().await.unwrap_err().code(), Code::FailedPrecondition);
-    assert_eq!(world.sandbox.admit().err().map(|error| error.code()), Some(Code::FailedPrecondition));
+    assert_eq!(
+        world.sandbox.admit().err().map(|error| error.code()),
+        Some(Code::FailedPrecondition)
+    );
     world.sandbox.shutdown().await.unwrap();
 }
 
@@ -222,7 +235,11 @@ async fn a_failed_add_takes_everything_back_and_names_the_plugin() {
 #[tokio::test]
 async fn a_failed_del_is_returned_and_the_next_stop_resumes_there() {
     let world = World::started("del").await;
-    world.plugins.fail(Operation::Del, "bridge", &[fake::Fault::Reported(1, "busy"), fake::Fault::Missing]);
+    world.plugins.fail(
+        Operation::Del,
+        "bridge",
+        &[fake::Fault::Reported(1, "busy"), fake::Fault::Missing],
+    );
     for _ in 0..2 {
         let error = world.sandbox.stop(None).await.unwrap_err().to_string();
         assert!(error.starts_with("network: ") && error.contains("bridge"), "{error}");
@@ -327,9 +344,25 @@ enum Event {
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
-    use Event::{Create, Exit, FailAdd, FailDel, Heal, Run, Shutdown, Silence, Start, Status, Stop, StopImpatiently};
+    use Event::{
+        Create, Exit, FailAdd, FailDel, Heal, Run, Shutdown, Silence, Start, Status, Stop,
+        StopImpatiently,
+    };
     let any = prop::sample::select(vec![
-        Create, Start, Start, Stop, StopImpatiently, Run, Run, Exit, Status, FailDel, FailAdd, Silence, Heal, Shutdown,
+        Create,
+        Start,
+        Start,
+        Stop,
+        StopImpatiently,
+        Run,
+        Run,
+        Exit,
+        Status,
+        FailDel,
+        FailAdd,
+        Silence,
+        Heal,
+        Shutdown,
     ]);
     prop::collection::vec(any, 1..14)
 }
@@ -351,7 +384,9 @@ async fn happen(world: &World, event: Event) {
         }
         Event::Exit => world.tasks.end(&container),
         Event::Status => drop(world.sandbox.status(true)),
-        Event::FailDel => world.plugins.fail(Operation::Del, "bridge", &[fake::Fault::Reported(1, "no")]),
+        Event::FailDel => {
+            world.plugins.fail(Operation::Del, "bridge", &[fake::Fault::Reported(1, "no")]);
+        }
         Event::FailAdd => world.plugins.fail(Operation::Add, "bridge", &[fake::Fault::Missing]),
         Event::Silence => world.containerd.fault_always("containers_of", Fault::Hang),
         Event::Heal => world.containerd.heal(),

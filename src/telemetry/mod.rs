@@ -81,7 +81,13 @@ mod tests {
     fn operations_are_counted_by_name_with_their_errors_and_the_longest() {
         let telemetry = Telemetry::default();
         telemetry.observed(Operation::Add, "node", "bridge", Duration::from_millis(5), None);
-        telemetry.observed(Operation::Add, "node", "portmap", Duration::from_millis(9), Some(&PluginError::Deadline));
+        telemetry.observed(
+            Operation::Add,
+            "node",
+            "portmap",
+            Duration::from_millis(9),
+            Some(&PluginError::Deadline),
+        );
         telemetry.observe("stop_containers", Duration::from_millis(1), false);
         let json = telemetry.to_json();
         assert_eq!(json["cni_add"]["count"], 2);

@@ -205,14 +205,17 @@ fn prepare(holder: &Holder, wanted: &Wanted) -> Result<(), KeeperError> {
     let pid = holder.pid();
     std::thread::scope(|scope| {
         let inside = scope.spawn(|| {
-            let kinds: &[&str] = if wanted.uts.is_some() { &["uts", "net", "ipc"] } else { &["net", "ipc"] };
+            let kinds: &[&str] =
+                if wanted.uts.is_some() { &["uts", "net", "ipc"] } else { &["net", "ipc"] };
             inside::enter(pid, kinds)?;
             if let Some(hostname) = &wanted.uts {
                 inside::set_hostname(hostname)?;
             }
             inside::set_sysctls(&wanted.sysctls)
         });
-        inside.join().unwrap_or_else(|_| Err(KeeperError::Holder("its preparation panicked".into())))
+        inside
+            .join()
+            .unwrap_or_else(|_| Err(KeeperError::Holder("its preparation panicked".into())))
     })
 }
 
@@ -257,10 +260,14 @@ fn step_name(letter: u8) -> &'static str {
 fn map(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> Result<(), KeeperError> {
     for (kind, mappings) in [("uid_map", uids), ("gid_map", gids)] {
         let path = format!("/proc/{pid}/{kind}");
-        let lines: Vec<String> =
-            mappings.iter().map(|m| format!("{} {} {}", m.container_id, m.host_id, m.length)).collect();
-        let text = lines.join("
-");
+        let lines: Vec<String> = mappings
+            .iter()
+            .map(|m| format!("{} {} {}", m.container_id, m.host_id, m.length))
+            .collect();
+        let text = lines.join(
+            "
+",
+        );
         // One write: the kernel takes a map only once and whole (user_namespaces(7)).
         std::fs::write(&path, text).map_err(deed(format!("write {path}")))?;
     }
