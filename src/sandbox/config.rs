@@ -98,6 +98,9 @@ pub enum ConfigError {
     /// There is neither a configuration nor a spec.
     #[error("neither a PodSandboxConfig was given nor is there an OCI spec at {0}")]
     Nothing(PathBuf),
+    /// An annotation is not understood.
+    #[error("{0}")]
+    Annotation(String),
     /// The spec cannot be read.
     #[error("read OCI spec {path}: {source}")]
     Unreadable {
@@ -174,16 +177,8 @@ impl PodConfig {
         // A spec that says nothing of namespaces leaves them to the sandbox; one that lists them means the list.
         let unsaid = namespaces.is_none();
         let annotations = spec.annotations().clone().unwrap_or_default();
-        let mut capabilities = serde_json::Map::new();
-        for (annotation, capability) in
-            [(PORT_MAPPINGS_ANNOTATION, "portMappings"), (BANDWIDTH_ANNOTATION, "bandwidth")]
-        {
-            if let Some(text) = annotations.get(annotation) {
-                let value = serde_json::from_str(text)
-                    .map_err(|e| format!("annotation {annotation}: {e}"))?;
-                capabilities.insert(capability.into(), value);
-            }
-        }
+        let annotations = annotations.into_iter().collect();
+        let capabilities = capabilities_in(&annotations)?;
         let mappings = |of: Option<&Vec<oci_spec::runtime::LinuxIdMapping>>| -> Vec<IdMapping> {
             let one = |m: &oci_spec::runtime::LinuxIdMapping| IdMapping {
                 container_id: m.container_id(),
@@ -275,6 +270,17 @@ impl PodConfig {
         }
     }
 
+    /// Adds what annotations of the creation request say of CNI's capabilities; the configuration itself goes before.
+    pub fn add_capabilities_of(
+        &mut self,
+        annotations: &BTreeMap<String, String>,
+    ) -> Result<(), ConfigError> {
+        for (capability, value) in capabilities_in(annotations).map_err(ConfigError::Annotation)? {
+            self.capabilities.entry(capability).or_insert(value);
+        }
+        Ok(())
+    }
+
     /// The ids on the node of the pod's root, where the pod has a user namespace.
     pub fn root_on_node(&self) -> Option<(u32, u32)> {
         let zero = |maps: &[IdMapping]| {
@@ -296,6 +302,23 @@ impl PodConfig {
         }
         all
     }
+}
+
+/// CNI's capability values that annotations of Mooring's own give.
+fn capabilities_in(
+    annotations: &BTreeMap<String, String>,
+) -> Result<serde_json::Map<String, serde_json::Value>, String> {
+    let mut capabilities = serde_json::Map::new();
+    for (annotation, capability) in
+        [(PORT_MAPPINGS_ANNOTATION, "portMappings"), (BANDWIDTH_ANNOTATION, "bandwidth")]
+    {
+        if let Some(text) = annotations.get(annotation) {
+            let value =
+                serde_json::from_str(text).map_err(|e| format!("annotation {annotation}: {e}"))?;
+            capabilities.insert(capability.into(), value);
+        }
+    }
+    Ok(capabilities)
 }
 
 /// CNI's capability values from a CRI configuration.

@@ -7,12 +7,17 @@ use std::{
     time::SystemTime,
 };
 
-use super::{Error, Pod, Sandbox, State, blocking, config::PodConfig};
+use super::{
+    Error, Pod, Sandbox, State, blocking,
+    config::PodConfig,
+    daemon_record::DaemonRecord,
+    recover::{Recovery, Unheard},
+};
 use crate::{
     mounts::Mount,
     network::netns,
     options::{AnyValue, NetworkOwner},
-    teardown::journal::{About, Store},
+    teardown::journal::{self, About, JournalError, Store},
 };
 
 /// What a client passes to CreateSandbox.
@@ -56,12 +61,17 @@ impl Network {
                 "network namespace {path} given for a pod in the node's network"
             )));
         }
-        Ok(match (config.host_network, path, owner) {
-            (true, ..) | (false, None, NetworkOwner::Client) => Self::Host,
-            (false, None, _) => Self::Own,
-            (false, Some(path), NetworkOwner::Shim) => Self::Attach(path),
-            (false, Some(path), _) => Self::Client(path),
-        })
+        match (config.host_network, path, owner) {
+            (true, ..) => Ok(Self::Host),
+            // Never silently in the node's network.
+            (false, None, NetworkOwner::Client) => Err(Error::Invalid(
+                "the network is the client's (NetworkOwner), and it gave no network namespace"
+                    .into(),
+            )),
+            (false, None, _) => Ok(Self::Own),
+            (false, Some(path), NetworkOwner::Shim) => Ok(Self::Attach(path)),
+            (false, Some(path), _) => Ok(Self::Client(path)),
+        }
     }
 }
 
@@ -80,16 +90,52 @@ impl Sandbox {
                 request.rootfs.len()
             );
         }
+        self.finish_an_earlier_one().await?;
         let sandbox = Arc::clone(self);
         let pod = blocking(move || sandbox.read_and_record(request)).await??;
         *self.state() = State::Created(Arc::new(pod));
         Ok(())
     }
 
+    /// Completes the teardown of an earlier sandbox of this name, if there is one that nobody completed: its journal
+    /// is all that knows what it held.
+    async fn finish_an_earlier_one(&self) -> Result<(), Error> {
+        let state_dir = self.env.state_dir();
+        let folder = state_dir.clone();
+        let left = match blocking(move || Store::open(&folder, true)).await? {
+            Ok(None) => return Ok(()),
+            Ok(Some(store)) => store,
+            Err(error @ JournalError::Foreign { .. }) => {
+                log::error!("sandbox {}: {error}; it is set aside", self.id());
+                return Ok(blocking(move || journal::set_aside(&state_dir)).await??);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        log::warn!(
+            "sandbox {}: an earlier one of this name was not taken down; doing it",
+            self.id()
+        );
+        let recovery = Recovery {
+            reaper: self.env.reaper.clone(),
+            containerd: Arc::clone(&self.env.containerd),
+            plugins: Arc::clone(&self.env.plugins),
+            listener: Arc::new(Unheard),
+        };
+        // The folder goes with the journal, and with it the word of which process serves this sandbox.
+        let daemon = DaemonRecord::load(&state_dir);
+        recovery.take_down(left).await?;
+        if let Some(daemon) = daemon {
+            let saved = blocking(move || daemon.save(&state_dir)).await?;
+            saved.map_err(|error| Error::Internal(format!("write the shim's record: {error}")))?;
+        }
+        Ok(())
+    }
+
     fn read_and_record(&self, request: CreateRequest) -> Result<Pod, Error> {
         let options =
             request.options.as_ref().map(|any| (any.type_url.as_str(), any.value.as_slice()));
-        let config = PodConfig::read(options, &request.bundle)?;
+        let mut config = PodConfig::read(options, &request.bundle)?;
+        config.add_capabilities_of(&request.annotations)?;
         let given = request.netns_path.filter(|path| !path.as_os_str().is_empty());
         let network = Network::decide(self.env.options.network.owner, &config, given)?;
         if let Network::Client(path) | Network::Attach(path) = &network {
@@ -137,7 +183,8 @@ mod tests {
         );
         assert_eq!(decide(NetworkOwner::Auto, false, None), Network::Own);
         assert_eq!(decide(NetworkOwner::Auto, true, None), Network::Host);
-        assert_eq!(decide(NetworkOwner::Client, false, None), Network::Host);
+        assert_eq!(decide(NetworkOwner::Client, true, None), Network::Host);
+        assert!(Network::decide(NetworkOwner::Client, &pod(false), None).is_err());
         assert_eq!(decide(NetworkOwner::Shim, false, None), Network::Own);
         assert_eq!(
             decide(NetworkOwner::Shim, false, path()),

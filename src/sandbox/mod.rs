@@ -18,6 +18,9 @@ mod spec;
 mod start;
 mod status;
 mod stop;
+pub mod sweep;
+#[cfg(test)]
+mod sweep_tests;
 #[cfg(test)]
 mod tests;
 mod work;

@@ -28,6 +28,13 @@ pub trait ContainerEnded: Send + Sync {
     fn ended(&self, record: &Record);
 }
 
+/// For recoveries whose containers nobody asks after.
+pub struct Unheard;
+
+impl ContainerEnded for Unheard {
+    fn ended(&self, _: &Record) {}
+}
+
 /// The parties that a recovery needs.
 pub struct Recovery {
     /// Waits for this process's children.
@@ -163,10 +170,10 @@ impl Work for Dead<'_> {
     async fn release(
         &self,
         resource: &Resource,
-        state: journal::State,
+        _: journal::State,
         deadline: Instant,
     ) -> Result<Released, WorkError> {
         let Recovery { containerd, plugins, .. } = self.recovery;
-        work::release(resource, state, containerd, &**plugins, deadline).await
+        work::release(resource, containerd, &**plugins, deadline).await
     }
 }

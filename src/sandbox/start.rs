@@ -152,12 +152,6 @@ impl Sandbox {
         self.still_wanted()?;
         let settings = network::Settings::from(&self.env.options.network);
         let config = &pod.config;
-        let mut capabilities = config.capabilities.clone();
-        if let Some(value) = pod.annotations.get(super::config::PORT_MAPPINGS_ANNOTATION)
-            && let Ok(value) = serde_json::from_str(value)
-        {
-            capabilities.entry("portMappings").or_insert(value);
-        }
         let args = network::kubernetes_args(
             &config.namespace,
             &config.name,
@@ -172,7 +166,7 @@ impl Sandbox {
             } else {
                 args
             },
-            capabilities,
+            capabilities: config.capabilities.clone(),
         };
         let mut record = blocking(move || network::plan(&settings, request)).await??;
         let entry = pod.intend(Resource::Network(Box::new(record.clone()))).await?;

@@ -317,6 +317,74 @@ async fn a_stop_that_takes_longer_than_its_caller_waits_says_where_it_is_and_goe
 }
 
 #[tokio::test]
+async fn a_name_used_again_first_gives_back_what_an_unfinished_sandbox_held() {
+    let world = World::started("again").await;
+    world.plugins.fail(Operation::Del, "bridge", &[fake::Fault::Missing]);
+    world.sandbox.stop(None).await.unwrap_err();
+    // The shim dies here, and another one is started for a new sandbox of that name.
+    let World { folder, id, sandbox, containerd, plugins, tasks } = world;
+    let env = sandbox.environment();
+    let next = Sandbox::new(Environment {
+        namespace: env.namespace.clone(),
+        id: id.clone(),
+        grpc_address: env.grpc_address.clone(),
+        options: env.options.clone(),
+        reaper: env.reaper.clone(),
+        containerd: containerd.clone(),
+        plugins: plugins.clone(),
+        holder: env.holder,
+    });
+    next.set_tasks(tasks.clone());
+    drop(sandbox);
+    let world = World { folder, id, sandbox: next, containerd, plugins, tasks };
+    world.sandbox.create(world.request()).await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
+    world.sandbox.start().await.unwrap();
+    world.sandbox.shutdown().await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_torn_journal_is_set_aside_and_does_not_hold_up_a_new_sandbox() {
+    let world = World::new("torn");
+    std::fs::create_dir_all(world.state_dir()).unwrap();
+    std::fs::write(world.state_dir().join("journal.json"), "").unwrap();
+    world.sandbox.create(world.request()).await.unwrap();
+    assert!(world.state_dir().join("journal.json.foreign").exists());
+    world.sandbox.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_del_that_a_failed_start_owes_is_not_forgotten() {
+    let world = World::new("owed");
+    let second = r#"{"cniVersion":"1.0.0","name":"second","plugins":[{"type":"macvlan"}]}"#;
+    std::fs::write(world.folder.path().join("net.d/20-second.conflist"), second).unwrap();
+    let mut options = world.sandbox.environment().options.clone();
+    options.network.max_conf_num = 0;
+    let env = world.sandbox.environment();
+    let sandbox = Sandbox::new(Environment {
+        namespace: env.namespace.clone(),
+        id: env.id.clone(),
+        grpc_address: env.grpc_address.clone(),
+        options,
+        reaper: env.reaper.clone(),
+        containerd: world.containerd.clone(),
+        plugins: world.plugins.clone(),
+        holder: env.holder,
+    });
+    // The first network's ADD works, the second's fails, and the first's DEL fails twice: when the start takes itself
+    // back, and when the teardown of the failed start runs.
+    world.plugins.fail(Operation::Add, "macvlan", &[fake::Fault::Missing]);
+    world.plugins.fail(Operation::Del, "bridge", &[fake::Fault::Missing, fake::Fault::Missing]);
+    sandbox.create(world.request()).await.unwrap();
+    sandbox.start().await.unwrap_err();
+    assert!(!world.left().is_empty(), "the DEL is still owed");
+    sandbox.stop(None).await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
+    sandbox.shutdown().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_network_namespace_that_is_none_is_refused() {
     let world = World::new("netns");
     let request = CreateRequest { netns_path: Some("/dev/null".into()), ..world.request() };

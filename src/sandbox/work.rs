@@ -56,7 +56,7 @@ impl Work for Live<'_> {
     async fn release(
         &self,
         resource: &Resource,
-        state: journal::State,
+        _: journal::State,
         deadline: Instant,
     ) -> Result<Released, WorkError> {
         if let Resource::Keeper(_) = resource
@@ -66,7 +66,7 @@ impl Work for Live<'_> {
             return Ok(Released::Done);
         }
         let env = &self.sandbox.env;
-        release(resource, state, &env.containerd, &*env.plugins, deadline).await
+        release(resource, &env.containerd, &*env.plugins, deadline).await
     }
 }
 
@@ -217,10 +217,9 @@ impl StopOne {
     }
 }
 
-/// Releases one resource; the same whether the shim lives or not.
+/// Releases one resource; the same whether the shim lives or not, and whether it is held or was only intended.
 pub(super) async fn release(
     resource: &Resource,
-    state: journal::State,
     containerd: &Arc<dyn Containerd>,
     plugins: &dyn CniPlugins,
     deadline: Instant,
@@ -234,17 +233,8 @@ pub(super) async fn release(
         Resource::Network(record) => {
             let path = record.netns.clone();
             let open = local(move || Ok::<_, netns::Error>(netns::is_open(&path))).await?;
-            let detached = network::detach(plugins, &record, open, Some(deadline)).await;
-            match detached {
-                Err(error) if state == journal::State::Intended => {
-                    log::warn!(
-                        "detach sandbox {} after an ADD that did not end: {error}",
-                        record.container_id
-                    );
-                    Ok(Released::Done)
-                }
-                detached => Ok(detached?),
-            }
+            // It knows itself which DEL is owed and which is only tried: an ADD may have ended in any way.
+            Ok(network::detach(plugins, &record, open, Some(deadline)).await?)
         }
         Resource::ImageVolume(record) => {
             let kernel: Arc<dyn Kernel> = Arc::new(System);

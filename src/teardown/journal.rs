@@ -9,7 +9,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -228,7 +228,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Starts the journal of a new sandbox. A closed one of an earlier sandbox of this name is replaced.
+    /// Starts the journal of a new sandbox. One that is there already is replaced: see to it first.
     pub fn create(folder: &Path, about: About) -> Result<Self, JournalError> {
         let path = folder.join(FILE);
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
@@ -343,6 +343,16 @@ impl Store {
     }
 }
 
+/// Moves a journal that cannot be read out of the way, for whoever wants to look at it.
+pub fn set_aside(folder: &Path) -> Result<(), JournalError> {
+    let path = folder.join(FILE);
+    fs::rename(&path, folder.join("journal.json.foreign")).map_err(|source| JournalError::Io {
+        deed: "set aside",
+        path,
+        source,
+    })
+}
+
 /// Removes a sandbox's state folder, and the namespace's folder with its last sandbox.
 pub fn remove_folder(folder: &Path) -> Result<(), JournalError> {
     match fs::remove_dir_all(folder) {
@@ -382,16 +392,31 @@ fn lock(folder: &Path, wait: bool) -> Result<nix::fcntl::Flock<File>, JournalErr
     use nix::fcntl::{Flock, FlockArg};
     let path = folder.join(FILE);
     let failed = |source| JournalError::Io { deed: "lock", path: path.clone(), source };
-    let file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(folder.join("lock"))
-        .map_err(failed)?;
     let how = if wait { FlockArg::LockExclusive } else { FlockArg::LockExclusiveNonblock };
-    Flock::lock(file, how).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => JournalError::Locked { path: path.clone() },
-        errno => failed(errno.into()),
-    })
+    loop {
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(folder.join("lock"))
+            .map_err(failed)?;
+        let lock = Flock::lock(file, how).map_err(|(_, errno)| match errno {
+            nix::errno::Errno::EWOULDBLOCK => JournalError::Locked { path: path.clone() },
+            errno => failed(errno.into()),
+        })?;
+        // Whoever held it may have removed the folder, and another may have made it anew meanwhile: then this is a
+        // lock on nothing.
+        match fs::metadata(folder.join("lock")) {
+            Ok(found) if found.ino() == lock.metadata().map_err(failed)?.ino() => return Ok(lock),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if !folder.exists() {
+                    // Nothing is left to be guarded; what is read next says so.
+                    return Ok(lock);
+                }
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
 }

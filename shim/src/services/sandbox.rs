@@ -78,9 +78,8 @@ impl SandboxService {
     fn failed(&self, deed: &'static str) -> impl FnOnce(sandbox::Error) -> ttrpc::Error + use<> {
         let id = self.sandbox.id().clone();
         move |error| {
-            let error = status(deed, "sandbox", id.as_str(), &error);
-            log::error!("{error}");
-            error
+            log::error!("{deed} sandbox {:?}: {error}", id.as_str());
+            status(deed, "sandbox", id.as_str(), &error)
         }
     }
 }

@@ -1,0 +1,139 @@
+//! What a reboot, a torn journal and a name used again find of an earlier sandbox.
+
+use std::{path::Path, sync::Arc, time::SystemTime};
+
+use serde_json::{Map, json};
+
+use super::{
+    daemon_record::DaemonRecord,
+    recover::{Recovery, Unheard},
+    sweep::sweep,
+};
+use crate::{
+    containerd::fake::FakeContainerd,
+    id::Id,
+    mounts::files::{self, FilesRequest},
+    network::{
+        self, AttachRequest, Operation, Settings,
+        fake::{FakePlugins, Fault},
+    },
+    process::Reaper,
+    teardown::journal::{self, About, Resource, Store},
+};
+
+struct Node {
+    folder: tempfile::TempDir,
+    plugins: Arc<FakePlugins>,
+}
+
+impl Node {
+    fn new() -> Self {
+        let node = Self { folder: tempfile::tempdir().unwrap(), plugins: Arc::default() };
+        let conf = node.folder.path().join("net.d");
+        std::fs::create_dir(&conf).unwrap();
+        let list = json!({"cniVersion": "1.0.0", "name": "node", "plugins": [{"type": "bridge"}]});
+        std::fs::write(conf.join("10-node.conflist"), list.to_string()).unwrap();
+        node
+    }
+
+    fn recovery(&self) -> Recovery {
+        Recovery {
+            reaper: Reaper::start().unwrap(),
+            containerd: Arc::new(FakeContainerd::default()),
+            plugins: self.plugins.clone(),
+            listener: Arc::new(Unheard),
+        }
+    }
+
+    fn state_root(&self) -> std::path::PathBuf {
+        self.folder.path().join("state")
+    }
+
+    /// A sandbox that was attached to its network when the machine went down.
+    async fn sandbox(&self, name: &str) {
+        let run_dir = self.folder.path().join("run").join(name);
+        let folder = self.state_root().join("ns").join(name);
+        let about = About {
+            namespace: Id::new("ns").unwrap(),
+            id: Id::new(name).unwrap(),
+            bundle: "/bundle".into(),
+            grpc_address: "/c.sock".into(),
+            created_at: SystemTime::now(),
+            run_dir: run_dir.clone(),
+        };
+        let mut store = Store::create(&folder, about).unwrap();
+        let record = files::acquire(&run_dir, &FilesRequest::default()).unwrap();
+        let entry = store.intend(Resource::Files(record.clone())).unwrap();
+        store.held(entry, Resource::Files(record)).unwrap();
+        let settings = Settings {
+            conf_dir: self.folder.path().join("net.d"),
+            cache_dir: self.folder.path().join("cni"),
+            loopback: false,
+            ..Settings::default()
+        };
+        let request = AttachRequest {
+            container_id: name.into(),
+            // Gone with the reboot.
+            netns: self.folder.path().join("netns").join(name),
+            args: vec![],
+            capabilities: Map::new(),
+        };
+        let mut record = network::plan(&settings, request).unwrap();
+        let entry = store.intend(Resource::Network(Box::new(record.clone()))).unwrap();
+        network::attach(&*self.plugins, &mut record, None).await.unwrap();
+        store.held(entry, Resource::Network(Box::new(record))).unwrap();
+    }
+
+    fn dels(&self) -> Vec<Option<String>> {
+        let calls = self.plugins.calls();
+        let dels = calls.iter().filter(|call| call.operation == Operation::Del);
+        dels.map(|call| call.target.as_ref().map(|target| target.netns.display().to_string()))
+            .collect()
+    }
+}
+
+#[tokio::test]
+async fn after_a_reboot_what_outlived_it_is_released() {
+    let node = Node::new();
+    node.sandbox("a").await;
+    node.sandbox("b").await;
+    let swept = sweep(&node.state_root(), &|_, _| node.recovery()).await;
+    assert_eq!(swept.taken_down.len(), 2, "{swept:?}");
+    assert_eq!(node.dels().len(), 2);
+    assert!(node.dels().iter().all(|netns| netns.as_deref() == Some("")), "{:?}", node.dels());
+    assert!(!node.state_root().join("ns").exists());
+    assert!(!node.folder.path().join("run/a").exists());
+}
+
+#[tokio::test]
+async fn what_a_living_process_holds_is_left_alone() {
+    let node = Node::new();
+    node.sandbox("a").await;
+    node.sandbox("b").await;
+    let folder = node.state_root().join("ns/a");
+    DaemonRecord::of_this_process(Path::new("/s")).unwrap().save(&folder).unwrap();
+    let held = Store::open(&node.state_root().join("ns/b"), false).unwrap();
+    let swept = sweep(&node.state_root(), &|_, _| node.recovery()).await;
+    assert_eq!((swept.in_use.len(), swept.taken_down.len()), (2, 0), "{swept:?}");
+    drop(held);
+    assert!(node.dels().is_empty());
+}
+
+#[tokio::test]
+async fn what_fails_is_named_and_does_not_stop_the_others() {
+    let node = Node::new();
+    node.sandbox("a").await;
+    node.sandbox("b").await;
+    node.plugins.fail(Operation::Del, "bridge", &[Fault::Missing]);
+    let torn = node.state_root().join("ns/c");
+    std::fs::create_dir(&torn).unwrap();
+    std::fs::write(torn.join("journal.json"), "{\"version\":").unwrap();
+    let swept = sweep(&node.state_root(), &|_, _| node.recovery()).await;
+    let failed: Vec<&str> = swept.failed.iter().map(|(_, id, _)| id.as_str()).collect();
+    assert_eq!(failed, ["a", "c"], "{swept:?}");
+    assert!(swept.failed[0].2.contains("bridge"), "{swept:?}");
+    // The next one takes up what is left.
+    let swept = sweep(&node.state_root(), &|_, _| node.recovery()).await;
+    assert_eq!(swept.taken_down.len(), 1, "{swept:?}");
+    assert!(journal::read(&node.state_root().join("ns/a")).unwrap().is_none());
+}
