@@ -54,7 +54,7 @@ test: test-unit test-e2e test-v2
 test-build: machine
 	$(CARGO) build --workspace --all-targets --all-features --locked
 
-test-unit: test-build
+test-unit: deps test-build
 	$(CARGO) test --workspace --all-features --locked --lib --bins
 
 test-e2e: deps test-build
