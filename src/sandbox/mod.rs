@@ -226,6 +226,9 @@ impl Sandbox {
     /// Waits for the sandbox's end; at once when it has ended.
     pub async fn wait(&self) -> Result<SandboxExit, Error> {
         let mut exit = self.exit.subscribe();
+        if !self.is_created() && exit.borrow().is_none() {
+            return Err(Error::NotFound);
+        }
         match exit.wait_for(Option::is_some).await.map(|exit| *exit) {
             Ok(Some(exit)) => Ok(exit),
             _ => Err(Error::Precondition("the shim is ending".into())),

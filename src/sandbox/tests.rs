@@ -204,6 +204,7 @@ async fn a_sandbox_goes_through_its_life_and_leaves_nothing() {
 async fn calls_out_of_order_are_refused_with_their_code() {
     let world = World::new("order");
     assert_eq!(world.sandbox.start().await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(world.sandbox.wait().await.unwrap_err().code(), Code::NotFound);
     world.sandbox.stop(None).await.expect("an unknown sandbox is stopped");
     world.sandbox.create(world.request()).await.unwrap();
     assert_eq!(

@@ -48,8 +48,13 @@ pub struct TeardownError {
 }
 
 impl Coded for TeardownError {
+    /// Never `NotFound` or `Unavailable`: containerd takes those for "it is stopped", and what is still there would be
+    /// forgotten.
     fn code(&self) -> Code {
-        self.code
+        match self.code {
+            Code::NotFound | Code::Unavailable => Code::Unknown,
+            code => code,
+        }
     }
 }
 
