@@ -42,8 +42,10 @@ const ANSWER: Duration = Duration::from_millis(4200);
 /// How long the containers of the dead shim may take to end.
 const CONTAINERS: Duration = Duration::from_mins(1);
 /// How often the finisher takes up a teardown that failed, and its first pause; the pauses double.
-const ATTEMPTS: u32 = 6;
-const PAUSE: Duration = Duration::from_secs(1);
+const ATTEMPTS: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(200);
+/// Ends what the finisher says of a failure that it does not take for the last word.
+const AGAIN: &str = "; trying again\n";
 /// How long containerd may take to take the exits.
 const EVENTS: Duration = Duration::from_secs(30);
 /// What is said of a container that was killed.
@@ -100,7 +102,7 @@ pub fn run(args: &Args) -> Result<Vec<u8>, Error> {
             drop(told);
             let mut tell = File::from(tell);
             let done = match detach::leave(&[std::os::fd::AsFd::as_fd(&tell)]) {
-                Ok(()) => work.finish(),
+                Ok(()) => work.finish(&mut tell),
                 Err(error) => Err(format!("become a daemon: {error}")),
             };
             let text = done.as_ref().err().map_or("", String::as_str);
@@ -110,11 +112,12 @@ pub fn run(args: &Args) -> Result<Vec<u8>, Error> {
         }
         ForkResult::Parent { .. } => drop(tell),
     }
-    let complaint = hear(&File::from(told), started + ANSWER);
-    match complaint {
-        Some(text) if text.is_empty() => {}
-        Some(text) => eprintln!("delete: {text}"),
-        None => eprintln!("delete: the teardown takes longer and goes on in the background"),
+    let (complaint, ended) = hear(&File::from(told), started + ANSWER);
+    if !complaint.is_empty() {
+        eprintln!("delete: {complaint}");
+    }
+    if !ended {
+        eprintln!("delete: the teardown takes longer and goes on in the background");
     }
     answer(pid)
 }
@@ -129,28 +132,32 @@ fn answer(pid: i32) -> Result<Vec<u8>, Error> {
     Ok(answer.write_to_bytes()?)
 }
 
-/// What the finisher said when it ended; nothing if it has not ended by `deadline`.
-fn hear(mut told: &File, deadline: Instant) -> Option<String> {
+/// What the finisher has said by `deadline`, and whether it has ended. It speaks up when something does not work at
+/// once; then there is nothing to wait for: what it waits for may be containerd, which waits for this answer.
+fn hear(mut told: &File, deadline: Instant) -> (String, bool) {
     let mut text = String::new();
     let mut piece = [0; 1024];
     loop {
-        let left = deadline.checked_duration_since(Instant::now())?;
-        let limit = Timespec {
-            tv_sec: i64::try_from(left.as_secs()).ok()?,
-            tv_nsec: left.subsec_nanos().into(),
+        let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+            return (text, false);
         };
+        let seconds = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
+        let limit = Timespec { tv_sec: seconds, tv_nsec: left.subsec_nanos().into() };
         match poll(&mut [PollFd::new(&told, PollFlags::IN)], Some(&limit)) {
-            Ok(0) => return None,
+            Ok(0) => return (text, false),
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,
-            Err(error) => return Some(format!("wait for the finisher: {error}")),
+            Err(error) => return (format!("{text}wait for the finisher: {error}"), true),
         }
         match told.read(&mut piece) {
-            Ok(0) => return Some(text),
+            Ok(0) => return (text, true),
             Ok(length) => {
                 text.push_str(&String::from_utf8_lossy(piece.get(..length).unwrap_or_default()));
+                if text.ends_with(AGAIN) {
+                    return (text, false);
+                }
             }
-            Err(error) => return Some(format!("hear the finisher: {error}")),
+            Err(error) => return (format!("{text}hear the finisher: {error}"), true),
         }
     }
 }
@@ -220,7 +227,7 @@ impl Work {
     }
 
     /// Takes everything down. Runs in the finisher.
-    fn finish(&self) -> Result<(), String> {
+    fn finish(&self, tell: &mut File) -> Result<(), String> {
         // Read now: the record goes with the state folder.
         let path = self.socket();
         if let Some(daemon) = self.daemon() {
@@ -229,7 +236,7 @@ impl Work {
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| format!("start the runtime: {error}"))?;
-        let result = runtime.block_on(self.take_down());
+        let result = runtime.block_on(self.take_down(tell));
         // Blocking calls that hang must not keep this process.
         runtime.shutdown_background();
         if !socket::serves(&path)
@@ -240,7 +247,7 @@ impl Work {
         result
     }
 
-    async fn take_down(&self) -> Result<(), String> {
+    async fn take_down(&self, tell: &mut File) -> Result<(), String> {
         let reaper =
             Reaper::start().map_err(|error| format!("watch for ended children: {error}"))?;
         let ttrpc = std::env::var_os("TTRPC_ADDRESS").map(PathBuf::from);
@@ -263,7 +270,9 @@ impl Work {
         let mut attempt = 1;
         let result = loop {
             match self.attempt(&recovery).await {
-                Err(_) if attempt < ATTEMPTS => {
+                Err(error) if attempt < ATTEMPTS => {
+                    // While somebody still listens: later failures are known to nobody.
+                    let _ = write!(tell, "{error}{AGAIN}");
                     tokio::time::sleep(pause).await;
                     pause *= 2;
                     attempt += 1;
@@ -284,7 +293,13 @@ impl Work {
         let opened = tokio::task::spawn_blocking(move || recover::open(&folder)).await;
         let store = match opened {
             Ok(Ok(store)) => store,
-            Ok(Err(error)) => return Err(error.to_string()),
+            Ok(Err(error)) => {
+                // Without a journal its containers still have their own records, and need not go on.
+                let deadline = tokio::time::Instant::now() + CONTAINERS;
+                let ended = recovery.end_containers(&state_dir, deadline).await;
+                let more = ended.err().map(|error| format!("; {error}")).unwrap_or_default();
+                return Err(format!("{error}{more}"));
+            }
             Err(error) => return Err(error.to_string()),
         };
         if let Some(store) = store {
