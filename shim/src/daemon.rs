@@ -7,7 +7,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixListener,
     },
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use crate::{
-    detach, logging, memory,
+    bundle, detach, logging, memory,
     publisher::Publisher,
     services::{self, Ending, Incoming},
     socket,
@@ -43,6 +43,9 @@ const BLOCKING_IDLE: Duration = Duration::from_secs(1);
 /// How long the last answer may take to leave, and the last events.
 const LAST_ANSWER: Duration = Duration::from_millis(100);
 const LAST_EVENTS: Duration = Duration::from_secs(2);
+/// How long a shim without bundle waits before it tries again to take its sandbox down, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// The daemon cannot serve.
 #[derive(Debug, Error)]
@@ -131,6 +134,7 @@ async fn serve(
     let socket = launch.socket.clone();
     let state = state_dir(&options, &launch.namespace, &launch.id);
     leave_word(&launch, &options, &state)?;
+    let own_bundle = launch.bundle.clone();
     let services = services::Services::new(launch, options, reaper, &publisher, &ending);
 
     listener.set_nonblocking(true).map_err(io("prepare the socket"))?;
@@ -144,9 +148,15 @@ async fn serve(
     tokio::spawn(memory::give_back());
     memory::worked();
     log::info!("serving {}", socket.display());
-    if let Some(mut say) = say.take() {
-        say.write_all(READY).map_err(io("tell that the shim is ready"))?;
+    if let Some(mut say) = say.take()
+        && let Err(error) = say.write_all(READY)
+    {
+        // Whoever started this was killed, and containerd will not learn where to find it.
+        let _ = socket::remove(&socket);
+        let _ = journal::remove_folder(&state);
+        return Err(io("tell that the shim is ready")(error));
     }
+    tokio::spawn(end_with_bundle(own_bundle, services.clone(), Arc::clone(&ending)));
 
     loop {
         ending.begun().await;
@@ -169,6 +179,26 @@ async fn serve(
     }
     // The server's own shutdown would wait seconds for calls such as WaitSandbox; the kernel closes faster.
     Ok(())
+}
+
+/// A shim whose bundle is gone has been given up by containerd, and nobody will ever shut it down: it takes down what
+/// it holds, and ends.
+async fn end_with_bundle(bundle: PathBuf, services: services::Services, ending: Arc<Ending>) {
+    if let Err(error) = bundle::removed(&bundle).await {
+        log::warn!("watch the bundle {}: {error}", bundle.display());
+        return;
+    }
+    log::warn!("containerd has removed this shim's bundle: ending");
+    let mut pause = FIRST_PAUSE;
+    while let Err(error) = services.abandon().await {
+        log::error!("end without a bundle: {error}");
+        if pause > LONGEST_PAUSE {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+    ending.begin();
 }
 
 /// Leaves word for `delete`, which knows no more than the name of the sandbox and perhaps its bundle.

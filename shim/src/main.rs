@@ -1,6 +1,7 @@
 //! containerd's entry to Mooring.
 
 mod args;
+mod bundle;
 mod daemon;
 mod delete;
 mod detach;

@@ -113,6 +113,11 @@ impl Services {
         all
     }
 
+    /// Takes the sandbox down, if there is one, for a client that will not come any more.
+    pub async fn abandon(&self) -> Result<(), mooring::sandbox::Error> {
+        self.sandbox.abandon().await
+    }
+
     /// Whether this process holds a sandbox or a container.
     pub fn in_use(&self) -> bool {
         self.task.in_use()

@@ -50,6 +50,11 @@ impl SandboxService {
         Self { sandbox, ending }
     }
 
+    /// Takes the sandbox down and forgets it. Nothing where none is created: the tasks are their client's.
+    pub async fn abandon(&self) -> Result<(), sandbox::Error> {
+        if self.sandbox.is_created() { self.sandbox.shutdown().await } else { Ok(()) }
+    }
+
     /// Whether `id` is this shim's sandbox; nobody else's may be touched.
     fn check(&self, deed: &str, id: &str) -> ttrpc::Result<()> {
         let ours = self.sandbox.id().as_str();
