@@ -18,6 +18,8 @@ use super::{
 };
 use crate::resource::Released;
 
+/// Who waits on a v2 group that somebody else removes meanwhile is told nothing: then it is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// A dead process leaves its group a moment after its exit can be seen, and v1 tells nobody.
 const MOMENT: Duration = Duration::from_millis(1);
 
@@ -57,7 +59,8 @@ impl Cgroup {
         if let Some(folder) = &self.v2
             && populated(folder)
         {
-            return timeout_at(deadline, unpopulated(folder)).await.is_ok_and(|seen| seen.is_ok());
+            let until = deadline.min(Instant::now() + LOOK_AGAIN);
+            return timeout_at(until, unpopulated(folder)).await.is_ok_and(|seen| seen.is_ok());
         }
         let pinned: Vec<OwnedFd> = self
             .pids()
