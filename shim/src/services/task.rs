@@ -306,6 +306,9 @@ impl Service for TaskService {
         request: ConnectRequest,
     ) -> ttrpc::Result<ConnectResponse> {
         let deed = Deed("connect to", &request.id);
+        // A containerd that has died while it had a container created asks for it when it is back. One that it does
+        // not find it has deleted, and the creation would go on behind its back.
+        self.tasks.settled(&request.id).await;
         let task_pid = match self.tasks.pid(&request.id) {
             Ok(pid) => pid,
             // After its own restart containerd asks for the sandbox as if it were a task.

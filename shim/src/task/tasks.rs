@@ -8,7 +8,10 @@ use std::{
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use mooring::{id::Id, process::Reaper};
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
 use super::{
     CreateRequest, Ended, Error, ExecRequest, Member, Pod, State,
@@ -23,8 +26,8 @@ use crate::events::Events;
 pub struct Tasks(Arc<Inner>);
 
 enum Slot {
-    /// Its creation is under way: the name is taken.
-    Coming,
+    /// Its creation is under way: the name is taken. The channel closes when that is over.
+    Coming(watch::Receiver<()>),
     Here(Arc<Container>),
 }
 
@@ -44,13 +47,17 @@ impl Inner {
 }
 
 /// Gives the name back unless the container came to be.
-struct Reserved<'a>(&'a Inner, Id);
+struct Reserved<'a> {
+    inner: &'a Inner,
+    id: Id,
+    _over: watch::Sender<()>,
+}
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        let mut slots = lock(&self.0.slots);
-        if matches!(slots.get(&self.1), Some(Slot::Coming)) {
-            slots.remove(&self.1);
+        let mut slots = lock(&self.inner.slots);
+        if matches!(slots.get(&self.id), Some(Slot::Coming(_))) {
+            slots.remove(&self.id);
         }
     }
 }
@@ -71,7 +78,7 @@ impl Tasks {
         let slots = lock(&self.0.slots);
         match slots.iter().find(|(known, _)| known.as_str() == id) {
             Some((_, Slot::Here(container))) => Ok(Arc::clone(container)),
-            Some((_, Slot::Coming)) | None => Err(Error::NoTask(id.to_owned())),
+            Some((_, Slot::Coming(_))) | None => Err(Error::NoTask(id.to_owned())),
         }
     }
 
@@ -80,14 +87,15 @@ impl Tasks {
         let inner = Arc::clone(&self.0);
         let work = async move {
             let id = request.id.clone();
+            let (over, coming) = watch::channel(());
             {
                 let mut slots = lock(&inner.slots);
                 if slots.contains_key(&id) {
                     return Err(Error::Exists(format!("task \"{id}\"")));
                 }
-                slots.insert(id.clone(), Slot::Coming);
+                slots.insert(id.clone(), Slot::Coming(coming));
             }
-            let reserved = Reserved(&inner, id.clone());
+            let reserved = Reserved { inner: &inner, id: id.clone(), _over: over };
             let container = create::create(&inner, request).await?;
             let pid = container.exited.pid().unsigned_abs();
             lock(&inner.slots).insert(id, Slot::Here(container));
@@ -95,6 +103,21 @@ impl Tasks {
             Ok(pid)
         };
         tokio::spawn(work).await?
+    }
+
+    /// Waits while the container's creation is under way.
+    pub async fn settled(&self, id: &str) {
+        let coming = {
+            let slots = lock(&self.0.slots);
+            match slots.iter().find(|(known, _)| known.as_str() == id) {
+                Some((_, Slot::Coming(coming))) => Some(coming.clone()),
+                _ => None,
+            }
+        };
+        if let Some(mut coming) = coming {
+            // Nothing is ever sent: it closes.
+            let _ = coming.changed().await;
+        }
     }
 
     /// Starts a container, or an exec of it; answers the process id.
