@@ -33,6 +33,7 @@ gcc gcc
 make make
 protoc protobuf-compiler
 mkfs.erofs erofs-utils
+mkfs.ext4 e2fsprogs
 curl curl
 flock util-linux
 modprobe kmod

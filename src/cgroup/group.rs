@@ -223,6 +223,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+    use crate::process::{identity::Pinned, testing::TestChild};
 
     #[test]
     fn what_was_made_is_remembered_and_only_that_is_removed() {
@@ -243,10 +244,10 @@ mod tests {
 
     #[test]
     fn our_own_group_is_never_taken_for_anothers() {
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let group = Cgroup::of_process(i32::try_from(child.id()).unwrap()).unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
+        let mut child = TestChild::start(Command::new("sleep").arg("60"));
+        let group = Cgroup::of_process(child.pid).unwrap();
+        Pinned::new(child.pid, None).unwrap().signal(rustix::process::Signal::KILL).unwrap();
+        child.status();
         assert_eq!(group, Cgroup::default());
     }
 }

@@ -119,18 +119,15 @@ fn each(folder: &Path, deed: &dyn Fn(&Path)) {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        os::unix::process::ExitStatusExt,
-        process::{Child, Command},
-    };
+    use std::process::Command;
 
     use super::*;
-    use crate::cgroup::Hierarchies;
+    use crate::{cgroup::Hierarchies, process::testing::TestChild};
 
-    fn member(group: &Cgroup) -> Child {
-        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+    fn member(group: &Cgroup) -> TestChild {
+        let child = TestChild::start(Command::new("sleep").arg("1000"));
         for folder in group.folders() {
-            fs::write(folder.join("cgroup.procs"), child.id().to_string()).unwrap();
+            fs::write(folder.join("cgroup.procs"), child.pid.to_string()).unwrap();
         }
         child
     }
@@ -147,7 +144,7 @@ mod tests {
         assert_eq!(group.pids().unwrap().len(), 3);
         assert_eq!(group.kill_all().unwrap(), Released::Done);
         for child in &mut children {
-            assert_eq!(child.wait().unwrap().signal(), Some(9));
+            assert_eq!(child.status(), 128 + 9);
         }
         let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(5);
         assert_eq!(group.remove(deadline).await.unwrap(), Released::Done);
@@ -167,7 +164,7 @@ mod tests {
         let created = group.ensure().unwrap();
         let mut child = member(&group);
         assert_eq!(group.kill_all().unwrap(), Released::Done);
-        assert_eq!(child.wait().unwrap().signal(), Some(9));
+        assert_eq!(child.status(), 128 + 9);
         created.remove();
     }
 }

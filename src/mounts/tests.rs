@@ -8,7 +8,10 @@ use std::{
 };
 
 use super::*;
-use crate::error::{Code, Coded};
+use crate::{
+    error::{Code, Coded},
+    process::testing::TestChild,
+};
 
 /// A folder that is rid of its mounts before it goes.
 struct Folder(tempfile::TempDir);
@@ -165,10 +168,9 @@ fn an_image_file_is_mounted_by_a_loop_device_that_goes_with_it() {
     let folder = Folder::new();
     let image = folder.0.path().join("image");
     fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
-    let made = Command::new("mkfs.ext4").args(["-q", "-b", "4096"]).arg(&image).output();
-    if made.is_err() {
-        return; // No such program on this machine.
-    }
+    let mut made =
+        TestChild::start(Command::new("mkfs.ext4").args(["-q", "-b", "4096"]).arg(&image));
+    assert_eq!(made.status(), 0);
     let root = folder.dir("root");
     mount_all(&[Mount::new("ext4", image.to_str().unwrap(), &["loop", "ro"])], &root).unwrap();
     let entry = folder.mounts().pop().unwrap();
@@ -185,9 +187,8 @@ fn an_erofs_image_is_mounted() {
     let folder = Folder::new();
     let (content, image) = (folder.dir("content"), folder.0.path().join("image"));
     fs::write(content.join("file"), "text").unwrap();
-    if Command::new("mkfs.erofs").args([&image, &content]).output().is_err() {
-        return; // No such program on this machine.
-    }
+    let mut made = TestChild::start(Command::new("mkfs.erofs").args([&image, &content]));
+    assert_eq!(made.status(), 0);
     let root = folder.dir("root");
     mount_all(&[Mount::new("erofs", image.to_str().unwrap(), &["loop", "ro"])], &root).unwrap();
     assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "text");

@@ -80,6 +80,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+    use crate::process::testing::TestChild;
 
     #[test]
     fn a_name_may_hold_anything() {
@@ -90,13 +91,13 @@ mod tests {
 
     #[test]
     fn another_process_of_the_same_number_is_not_taken() {
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let pid = i32::try_from(child.id()).unwrap();
+        let mut child = TestChild::start(Command::new("sleep").arg("60"));
+        let pid = child.pid;
         let start = start_time(pid).unwrap();
         assert!(is_alive(pid, start));
         assert!(Pinned::new(pid, Some(start + 1)).is_none());
         assert!(Pinned::new(pid, Some(start)).unwrap().signal(Signal::KILL).unwrap());
-        child.wait().unwrap();
+        assert_eq!(child.status(), 128 + 9);
         assert!(!is_alive(pid, start));
     }
 }

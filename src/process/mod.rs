@@ -6,6 +6,8 @@
 mod command;
 pub mod identity;
 mod reaper;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use command::{Failure, Output, Spawned, run};
 pub use reaper::{Exit, Exited, Reaper};

@@ -73,19 +73,23 @@ pub fn state_root(bundle: &Path) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::testing::TestChild;
 
     #[test]
     fn only_the_recorded_process_is_killed() {
         let folder = tempfile::tempdir().unwrap();
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let pid = i32::try_from(child.id()).unwrap();
+        let mut child = TestChild::start(std::process::Command::new("sleep").arg("60"));
+        let pid = child.pid;
         let right =
             DaemonRecord { pid, start_time: identity::start_time(pid).unwrap(), socket: None };
         DaemonRecord { start_time: right.start_time + 1, ..right.clone() }.kill().unwrap();
-        assert!(child.try_wait().unwrap().is_none(), "another process of that number lives on");
+        assert!(
+            identity::is_alive(pid, right.start_time),
+            "another process of that number lives on"
+        );
         right.save(folder.path()).unwrap();
         assert_eq!(DaemonRecord::load(folder.path()), Some(right.clone()));
         right.kill().unwrap();
-        assert!(!child.wait().unwrap().success());
+        assert_eq!(child.status(), 128 + 9);
     }
 }
