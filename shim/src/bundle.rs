@@ -9,16 +9,28 @@ use std::{io, os::fd::OwnedFd, path::Path};
 use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
 use tokio::io::{Interest, unix::AsyncFd};
 
+/// What happens to a bundle and in it when it is removed: containerd moves it aside, then empties it. Its end alone does
+/// not do, for it does not come while this process has a file of the bundle open (the log).
+const SIGNS: WatchFlags =
+    WatchFlags::MOVE_SELF.union(WatchFlags::DELETE_SELF).union(WatchFlags::DELETE);
+
 /// Waits until the bundle is removed. At once where it is gone already.
 pub async fn removed(bundle: &Path) -> io::Result<()> {
     let queue = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-    match add_watch(&queue, bundle, WatchFlags::DELETE_SELF | WatchFlags::ONLYDIR) {
+    match add_watch(&queue, bundle, SIGNS | WatchFlags::ONLYDIR) {
         Ok(_) => {}
         Err(rustix::io::Errno::NOENT) => return Ok(()),
         Err(error) => return Err(error.into()),
     }
-    // It sends nothing but the one event that is waited for.
-    watched(queue)?.readable().await.map(drop)
+    let queue = watched(queue)?;
+    let mut events = [0; 1024];
+    while bundle.exists() {
+        let mut ready = queue.readable().await?;
+        // Which sign it was does not matter.
+        while matches!(rustix::io::read(queue.get_ref(), &mut events), Ok(1..)) {}
+        ready.clear_ready();
+    }
+    Ok(())
 }
 
 fn watched(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
@@ -41,14 +53,16 @@ mod tests {
         let mut waiting = Box::pin(removed(&bundle));
         let short = || Duration::from_millis(50);
         assert!(tokio::time::timeout(short(), &mut waiting).await.is_err());
+        let log = std::fs::File::create(bundle.join("log")).unwrap();
         std::fs::write(bundle.join("log.json"), "").unwrap();
         std::fs::remove_file(bundle.join("log.json")).unwrap();
         assert!(tokio::time::timeout(short(), &mut waiting).await.is_err());
         // As containerd does it: under another name first.
         let aside = folder.path().join(".bundle");
         std::fs::rename(&bundle, &aside).unwrap();
-        std::fs::remove_dir(&aside).unwrap();
+        std::fs::remove_dir_all(&aside).unwrap();
         tokio::time::timeout(Duration::from_secs(5), waiting).await.unwrap().unwrap();
         removed(&bundle).await.unwrap();
+        drop(log);
     }
 }

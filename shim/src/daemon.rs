@@ -67,10 +67,13 @@ fn io(deed: &'static str) -> impl FnOnce(io::Error) -> Error {
 /// Serves until the pod is shut down. What goes wrong before it can serve is said to `say`.
 pub fn run(launch: Launch, listener: UnixListener, say: OwnedFd, parent_score: Option<i32>) -> ! {
     let mut say = Some(File::from(say));
+    let socket = launch.socket.clone();
     let code = match set_up_and_serve(launch, listener, &mut say, parent_score) {
         Ok(()) => 0,
         Err(error) => {
             log::error!("{error}");
+            // Whoever started this may have been killed, and cannot remove it.
+            let _ = socket::remove(&socket);
             // Whoever started this reads it; when it does not, there is nobody else to tell.
             let _ = say.map(|mut say| write!(say, "{error}"));
             1
@@ -152,7 +155,6 @@ async fn serve(
         && let Err(error) = say.write_all(READY)
     {
         // Whoever started this was killed, and containerd will not learn where to find it.
-        let _ = socket::remove(&socket);
         let _ = journal::remove_folder(&state);
         return Err(io("tell that the shim is ready")(error));
     }

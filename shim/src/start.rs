@@ -5,8 +5,8 @@
 
 use std::{
     env, fs, io,
-    io::Read,
-    os::fd::AsFd,
+    io::{Read, Write},
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -128,10 +128,6 @@ pub fn run(args: Args) -> Result<String, Error> {
         return Err(Error::SandboxGone(sandbox));
     }
     let socket = path(&group_of(&bundle)?.unwrap_or_else(|| id.clone()));
-    let listener = match socket::bind(&socket)? {
-        Bound::Served => return Ok(answer(&socket)),
-        Bound::Ours(listener) => listener,
-    };
 
     let ttrpc_address = boot
         .ttrpc_address
@@ -154,15 +150,18 @@ pub fn run(args: Args) -> Result<String, Error> {
         options: boot.options,
         level,
     };
-    become_two(launch, listener).inspect_err(|_| {
+    become_two(launch).inspect_err(|_| {
         // The address leads nowhere now. Failing to remove it changes nothing: the next start replaces it.
         let _ = socket::remove(&socket);
     })?;
     Ok(answer)
 }
 
-/// Forks the daemon and waits until it serves.
-fn become_two(launch: Launch, listener: std::os::unix::net::UnixListener) -> Result<(), Error> {
+/// Forks the daemon and waits until it serves, or has found that somebody does.
+///
+/// It is the daemon that makes the socket: containerd may kill this process at any moment, when its client loses
+/// patience, and nobody would remove the socket then.
+fn become_two(launch: Launch) -> Result<(), Error> {
     let failed = |deed| move |errno: nix::Error| Error::Fork { deed, source: errno.into() };
     let (heard, say) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(failed("make a pipe"))?;
     let parent_score = detach::oom_score_of_parent();
@@ -170,10 +169,14 @@ fn become_two(launch: Launch, listener: std::os::unix::net::UnixListener) -> Res
     match unsafe { fork() }.map_err(failed("fork the daemon"))? {
         ForkResult::Child => {
             drop(heard);
-            daemon::run(launch, listener, say, parent_score)
+            match socket::bind(&launch.socket) {
+                Ok(Bound::Ours(listener)) => daemon::run(launch, listener, say, parent_score),
+                Ok(Bound::Served) => leave_with(say, READY, 0),
+                Err(error) => leave_with(say, error.to_string().as_bytes(), 1),
+            }
         }
         ForkResult::Parent { child } => {
-            drop((listener, say));
+            drop(say);
             let mut said = Vec::new();
             let read = fs::File::from(heard).read_to_end(&mut said);
             if read.is_ok() && said == READY {
@@ -186,6 +189,13 @@ fn become_two(launch: Launch, listener: std::os::unix::net::UnixListener) -> Res
             Err(Error::Daemon(if said.is_empty() { silent() } else { said }))
         }
     }
+}
+
+/// Ends the forked process with a last word to the one that it was forked from.
+fn leave_with(say: OwnedFd, word: &[u8], code: i32) -> ! {
+    // When that one is gone there is nobody to tell.
+    let _ = fs::File::from(say).write_all(word);
+    std::process::exit(code)
 }
 
 fn answer(socket: &Path) -> String {
