@@ -210,13 +210,13 @@ async fn shims_killed_at_random_leave_nothing(case: Case) -> Result<()> {
             kills += i32::from(kill(Pid::from_raw(shim.pid), Signal::SIGKILL).is_ok());
         }
     }
-    drop(plugins);
     if !failures.is_empty() || kills < 8 {
         bail!("seed {}, {kills} kills: {}", random.seed(), failures.join("\n"));
     }
     // A bundle of a task that died between its creation and its start is containerd's, which drops it at its next start.
     let mut left = leftovers(&case.node, &before).await?;
     left.retain(|one| !one.contains("/io.containerd.runtime.v2.task/"));
+    drop(plugins);
     if !left.is_empty() {
         bail!("seed {}: left on the machine: {left:#?}", random.seed());
     }
