@@ -14,6 +14,7 @@ mod gc;
 mod netlink;
 pub mod netns;
 mod observer;
+pub mod orphans;
 mod plugin;
 mod record;
 mod result;

@@ -8,12 +8,12 @@ use std::{
 use async_trait::async_trait;
 use tokio::{task::JoinSet, time::Instant};
 
-use super::{shutdown::remove_run_dir, work};
+use super::{daemon_record::DaemonRecord, shutdown::remove_run_dir, work};
 use crate::{
     container::{self, Record},
     containerd::Containerd,
     error::Code,
-    network::CniPlugins,
+    network::{CniPlugins, orphans},
     process::Reaper,
     resource::Released,
     teardown::{
@@ -112,7 +112,8 @@ impl Recovery {
         let state_dir = store.folder().to_owned();
         let about = store.journal().about.clone();
         let store = Arc::new(Mutex::new(store));
-        let work = Dead { recovery: self, state_dir: &state_dir };
+        let shim = DaemonRecord::load(&state_dir);
+        let work = Dead { recovery: self, state_dir: &state_dir, shim };
         // A plan that was at its end before may have left containers to their client, which will not come any more.
         let failed = |error: WorkError| TeardownError {
             step: Step::Containers,
@@ -153,6 +154,8 @@ pub fn open(state_dir: &Path) -> Result<Option<Store>, JournalError> {
 struct Dead<'a> {
     recovery: &'a Recovery,
     state_dir: &'a Path,
+    /// What is known of the dead shim.
+    shim: Option<DaemonRecord>,
 }
 
 #[async_trait]
@@ -174,6 +177,12 @@ impl Work for Dead<'_> {
         deadline: Instant,
     ) -> Result<Released, WorkError> {
         let Recovery { containerd, plugins, .. } = self.recovery;
+        // An ADD that goes on would undo what its DEL does now.
+        if let (Resource::Network(record), Some(shim)) = (resource, &self.shim) {
+            let (id, shim) = (record.container_id.clone(), shim.pid);
+            let ended = tokio::task::spawn_blocking(move || orphans::end(&id, shim)).await;
+            ended.map_err(|error| WorkError { code: Code::Unknown, message: error.to_string() })?;
+        }
         work::release(resource, containerd, &**plugins, deadline).await
     }
 }
