@@ -4,6 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use mooring_e2e::audit::all_processes;
 use mooring_e2e::faults::{
     delete, done, kill_shim, logged_steps, no_step_twice, nobody_works_for, shims_of, until,
 };
@@ -158,6 +159,30 @@ async fn a_failed_add_is_taken_back(case: Case) -> Result<()> {
     Ok(())
 }
 
+/// The plugin of a killed shim goes on; what it reserved after its DEL would be reserved for ever.
+async fn an_add_does_not_outlive_its_shim(case: Case) -> Result<()> {
+    let plugins = Plugins::install(&case.node, "orphan", "")?;
+    for plugin in ["ptp", "tuning"] {
+        let mut life = Life::new(&case, Kind::OwnNetwork);
+        let id = life.id().to_owned();
+        plugins.fault(plugin, "ADD", "slow 30")?;
+        let (run, killed) = tokio::join!(life.run(), async {
+            let add = || plugins.calls(&id).iter().any(|call| call.plugin == plugin);
+            until(Duration::from_secs(10), "the ADD does not begin", add).await?;
+            kill_shim(&id)
+        });
+        killed?;
+        ensure!(run.is_err(), "the start succeeds");
+        nobody_works_for(&id, Duration::from_secs(10)).await?;
+        let left = all_processes().into_iter().find(|one| one.command.contains(plugin));
+        ensure!(left.is_none(), "{left:?} goes on");
+        plugins.mend(plugin, "ADD");
+        life.end().await?;
+        ensure!(plugins.reservations().is_empty(), "{:?}", plugins.reservations());
+    }
+    Ok(())
+}
+
 /// `delete` has five seconds; a DEL that takes eight goes on in the finisher.
 async fn delete_answers_while_a_slow_plugin_works(case: Case) -> Result<()> {
     let plugins = Plugins::install(&case.node, "slow", "")?;
@@ -234,6 +259,7 @@ suite!(Settings::default();
         a_removed_configuration_keeps_no_pod_of_a_killed_shim,
         a_missing_configuration_fails_the_start_and_leaves_nothing,
         a_failed_add_is_taken_back,
+        an_add_does_not_outlive_its_shim,
         delete_answers_while_a_slow_plugin_works,
         a_stop_is_bounded_and_the_next_one_joins,
         addresses_come_back_after_every_cycle);
