@@ -35,8 +35,6 @@ pub(super) struct Layer {
     #[serde(deserialize_with = "time::duration")]
     pub containerd_timeout: Option<Duration>,
     #[serde(deserialize_with = "time::duration")]
-    pub step_timeout: Option<Duration>,
-    #[serde(deserialize_with = "time::duration")]
     pub runtime_timeout: Option<Duration>,
     // Keys of containerd's own message, which it leaves in the text.
     pub type_url: Option<String>,
@@ -95,7 +93,6 @@ impl Layer {
         set(&mut options.state_root, absolute("StateRoot", self.state_root)?);
         set(&mut options.run_root, absolute("RunRoot", self.run_root)?);
         set(&mut options.deadlines.containerd, self.containerd_timeout);
-        set(&mut options.deadlines.step, self.step_timeout);
         set(&mut options.deadlines.runtime, self.runtime_timeout);
         Ok(())
     }

@@ -104,8 +104,6 @@ pub struct NetworkOptions {
 pub struct Deadlines {
     /// How long a teardown waits for containerd before it kills on its own (`ContainerdTimeout`).
     pub containerd: Duration,
-    /// How long one step of a teardown may take (`StepTimeout`).
-    pub step: Duration,
     /// How long one call of the OCI runtime may take (`RuntimeTimeout`).
     pub runtime: Duration,
 }
@@ -157,11 +155,7 @@ impl Default for NetworkOptions {
 
 impl Default for Deadlines {
     fn default() -> Self {
-        Self {
-            containerd: Duration::from_secs(10),
-            step: Duration::from_mins(1),
-            runtime: Duration::from_mins(2),
-        }
+        Self { containerd: Duration::from_secs(10), runtime: Duration::from_mins(2) }
     }
 }
 
@@ -296,7 +290,7 @@ mod tests {
             NetworkOwner = "shim"
             CniBinDirs = ["/a", "/b"]
             CniTimeout = "1m30s"
-            StepTimeout = 5
+            RuntimeTimeout = 5
             Surprise = 1
             [Other]
             Key = 2
@@ -308,9 +302,23 @@ mod tests {
         assert_eq!(options.network.owner, NetworkOwner::Shim);
         assert_eq!(options.network.bin_dirs, [PathBuf::from("/a"), PathBuf::from("/b")]);
         assert_eq!(options.network.timeout, Duration::from_secs(90));
-        assert_eq!(options.deadlines.step, Duration::from_secs(5));
+        assert_eq!(options.deadlines.runtime, Duration::from_secs(5));
         assert_eq!(warnings.len(), 2, "{warnings:?}");
         assert!(warnings[0].contains("\"Other\"") && warnings[1].contains("\"Surprise\""));
+    }
+
+    #[test]
+    fn the_example_shows_known_keys_at_their_defaults() {
+        let example = include_str!("../../examples/config.toml");
+        let values = example.lines().filter_map(|line| line.strip_prefix('#'));
+        let values: Vec<_> = values.filter(|line| !line.starts_with(' ')).collect();
+        assert!(values.len() > 15, "{values:?}");
+        let shown = load(&generic(&values.join("\n"))).unwrap();
+        assert_eq!(shown, (Options::default(), vec![]));
+        for key in values.iter().filter_map(|line| line.split(' ').next()) {
+            let known = include_str!("mod.rs").contains(&format!("(`{key}`)"));
+            assert!(known, "{key} is not documented");
+        }
     }
 
     #[test]

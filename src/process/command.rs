@@ -3,7 +3,7 @@
 use std::{
     io,
     os::{fd::OwnedFd, unix::process::CommandExt},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::unix::pipe,
-    time::Instant,
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{Exit, Exited, Reaper};
@@ -24,6 +24,8 @@ use super::{Exit, Exited, Reaper};
 const OUTPUT_LIMIT: u64 = 4 << 20;
 /// How long the pipes of an ended child may stay open in the hands of its own children.
 const DRAIN: Duration = Duration::from_millis(500);
+/// How long a child that was killed is waited for: one in the kernel's hands may take its time, or for ever.
+const KILLED: Duration = Duration::from_secs(2);
 
 /// What a child printed, and how it ended.
 #[derive(Debug)]
@@ -36,17 +38,41 @@ pub struct Output {
     pub stderr: Vec<u8>,
 }
 
-/// A started child in a process group of its own.
-pub struct Spawned {
-    /// Resolves when the child ends.
-    pub exited: Exited,
+/// A started child in a process group of its own. Dropping this before the child's end kills the whole group.
+pub struct Group {
+    exited: Exited,
 }
 
-impl Spawned {
-    /// Kills the child and everything in its process group.
-    pub fn kill_group(&self) {
+impl Group {
+    /// Starts `command`; the answered child is only good for its pipes.
+    pub fn start(reaper: &Reaper, command: &mut Command) -> io::Result<(Self, Child)> {
+        let (exited, child) = reaper.spawn(command.process_group(0))?;
+        Ok((Self { exited }, child))
+    }
+
+    /// Waits for the child's end.
+    pub async fn ended(&mut self) -> Exit {
+        self.exited.wait().await
+    }
+
+    /// Kills the child and everything in its process group, and waits until the child is gone.
+    pub async fn kill(mut self) {
+        self.signal();
+        let _ = timeout(KILLED, self.exited.wait()).await;
+    }
+
+    fn signal(&self) {
         // The group is gone when the child and all its children are: nothing is left to kill then.
         let _ = killpg(Pid::from_raw(self.exited.pid()), Signal::SIGKILL);
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // A reaped child's number may be another's already.
+        if self.exited.now().is_none() {
+            self.signal();
+        }
     }
 }
 
@@ -91,10 +117,9 @@ pub async fn run(
     let program = command.get_program().to_string_lossy().into_owned();
     let start = |source| Failure::Start { program: program.clone(), source };
     let talk = |source| Failure::Talk { program: program.clone(), source };
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command.stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() });
-    let (exited, mut child) = reaper.spawn(command).map_err(start)?;
-    let mut guard = KillOnDrop(Some(Spawned { exited: exited.clone() }));
+    let (mut group, mut child) = Group::start(reaper, command).map_err(start)?;
 
     let stdin = child.stdin.take().map(OwnedFd::from).map(pipe::Sender::from_owned_fd).transpose();
     let stdout =
@@ -105,7 +130,6 @@ pub async fn run(
         (stdin.map_err(talk)?, stdout.map_err(talk)?, stderr.map_err(talk)?);
 
     let (mut printed, mut complained) = (Vec::new(), Vec::new());
-    let mut waiting = exited;
     let finished = {
         let feed = async {
             if let Some(mut stdin) = stdin {
@@ -119,24 +143,23 @@ pub async fn run(
         let whole = async {
             tokio::pin!(conversation);
             tokio::select! {
-                () = &mut conversation => waiting.wait().await,
-                exit = waiting.wait() => {
+                () = &mut conversation => group.ended().await,
+                exit = group.ended() => {
                     // Grandchildren may keep the pipes open for ever; what the child wrote is there already.
-                    let _ = tokio::time::timeout(DRAIN, conversation).await;
+                    let _ = timeout(DRAIN, conversation).await;
                     exit
                 }
             }
         };
         match deadline {
-            Some(deadline) => tokio::time::timeout_at(deadline, whole).await.ok(),
+            Some(deadline) => timeout_at(deadline, whole).await.ok(),
             None => Some(whole.await),
         }
     };
     let Some(exit) = finished else {
-        drop(guard);
+        group.kill().await;
         return Err(Failure::Deadline { program, stderr: complained });
     };
-    guard.0 = None;
     Ok(Output { exit, stdout: printed, stderr: complained })
 }
 
@@ -145,16 +168,6 @@ async fn collect(from: Option<pipe::Receiver>, into: &mut Vec<u8>) {
     // What is beyond the limit is read and thrown away, so that the child is not blocked.
     let _ = (&mut from).take(OUTPUT_LIMIT).read_to_end(into).await;
     let _ = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
-}
-
-struct KillOnDrop(Option<Spawned>);
-
-impl Drop for KillOnDrop {
-    fn drop(&mut self) {
-        if let Some(spawned) = &self.0 {
-            spawned.kill_group();
-        }
-    }
 }
 
 #[cfg(test)]

@@ -9,5 +9,5 @@ mod reaper;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use command::{Failure, Output, Spawned, run};
+pub use command::{Failure, Group, Output, run};
 pub use reaper::{Exit, Exited, Reaper};

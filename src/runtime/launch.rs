@@ -4,13 +4,19 @@ use std::{
     env,
     fs::File,
     io,
-    os::{fd::OwnedFd, unix::process::CommandExt},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
+use tokio::time::{Instant, timeout_at};
+
 use super::{Error, complaint};
-use crate::process::{Failure, Output, Reaper, Spawned, run};
+use crate::{
+    id::Id,
+    process::{Failure, Group, Reaper, run},
+};
 
 /// What a container's process gets as its input and output; `None` is /dev/null.
 #[derive(Debug, Default)]
@@ -23,9 +29,11 @@ pub struct Stdio {
     pub stderr: Option<OwnedFd>,
 }
 
-/// One call: its command, what it does, and where its complaints go.
+/// One call: its command, what it does to which container in what time, and where its complaints go.
 pub(super) struct Call<'a> {
     pub(super) verb: &'static str,
+    pub(super) id: &'a Id,
+    pub(super) limit: Duration,
     pub(super) command: Command,
     pub(super) log: Option<&'a Path>,
 }
@@ -52,8 +60,13 @@ impl Call<'_> {
             Failure::Start { program, source } if source.kind() == io::ErrorKind::NotFound => {
                 Error::Missing { verb: self.verb, program }
             }
+            Failure::Deadline { .. } => self.late(),
             source => Error::Run { verb: self.verb, source },
         }
+    }
+
+    fn late(&self) -> Error {
+        Error::late(self.verb, self.id, self.limit)
     }
 
     fn refused(&self, mark: u64, stderr: &[u8], status: i32) -> Error {
@@ -65,11 +78,12 @@ impl Call<'_> {
         Error::Refused { verb: self.verb, complaint }
     }
 
-    /// Runs it, feeding it `input`; answers what it printed.
-    pub(super) async fn run(mut self, reaper: &Reaper, input: &[u8]) -> Result<Output, Error> {
+    /// Runs it, feeding it `input`.
+    pub(super) async fn run(mut self, reaper: &Reaper, input: &[u8]) -> Result<(), Error> {
         let mark = self.log.map_or(0, complaint::mark);
-        match run(reaper, &mut self.command, input, None).await {
-            Ok(output) if output.exit.status == 0 => Ok(output),
+        let deadline = Instant::now() + self.limit;
+        match run(reaper, &mut self.command, input, Some(deadline)).await {
+            Ok(output) if output.exit.status == 0 => Ok(()),
             Ok(output) => Err(self.refused(mark, &output.stderr, output.exit.status)),
             Err(failure) => Err(self.failed_to_run(failure)),
         }
@@ -78,6 +92,7 @@ impl Call<'_> {
     /// Runs it with the stdio that the container's process will keep.
     pub(super) async fn run_with(mut self, reaper: &Reaper, stdio: Stdio) -> Result<(), Error> {
         let mark = self.log.map_or(0, complaint::mark);
+        let deadline = Instant::now() + self.limit;
         let program = self.command.get_program().to_string_lossy().into_owned();
         let spawned = {
             let given = |end: Option<OwnedFd>| {
@@ -87,30 +102,21 @@ impl Call<'_> {
                 .stdin(given(stdio.stdin))
                 .stdout(given(stdio.stdout))
                 .stderr(given(stdio.stderr));
-            let spawned = reaper.spawn(self.command.process_group(0));
+            let spawned = Group::start(reaper, &mut self.command);
             // The command keeps the descriptors open: only the container may be a writer of its output.
             self.command.stdin(std::process::Stdio::null());
             self.command.stdout(std::process::Stdio::null());
             self.command.stderr(std::process::Stdio::null());
             spawned
         };
-        let (exited, _child) =
+        let (mut group, _child) =
             spawned.map_err(|source| self.failed_to_run(Failure::Start { program, source }))?;
-        let mut guard = KillOnDrop(Some(Spawned { exited: exited.clone() }));
-        let mut waiting = exited;
-        let exit = waiting.wait().await;
-        guard.0 = None;
+        // When the caller goes away, the group ends with this future: what it leaves half done is cleaned up by the
+        // caller's own undoing.
+        let Ok(exit) = timeout_at(deadline, group.ended()).await else {
+            group.kill().await;
+            return Err(self.late());
+        };
         if exit.status == 0 { Ok(()) } else { Err(self.refused(mark, b"", exit.status)) }
-    }
-}
-
-/// A call whose caller went away is ended: what it leaves half done is cleaned up by the caller's own undoing.
-struct KillOnDrop(Option<Spawned>);
-
-impl Drop for KillOnDrop {
-    fn drop(&mut self) {
-        if let Some(spawned) = &self.0 {
-            spawned.kill_group();
-        }
     }
 }

@@ -9,10 +9,13 @@ mod launch;
 pub mod quick;
 mod runc;
 mod settings;
+#[cfg(test)]
+mod tests;
 
 use std::{
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -65,6 +68,16 @@ pub enum Error {
         /// The program as it was asked for.
         program: String,
     },
+    /// It did not end in time, and was killed with everything that it had started.
+    #[error("OCI runtime {verb} of container \"{id}\" did not end within {limit:?} and was killed")]
+    Late {
+        /// The runtime's command.
+        verb: &'static str,
+        /// The container.
+        id: Id,
+        /// How long it was given.
+        limit: Duration,
+    },
     /// It ran and failed.
     #[error("OCI runtime {verb} failed: {complaint}")]
     Refused {
@@ -101,10 +114,16 @@ pub enum Error {
     Cgroup(#[from] crate::cgroup::Error),
 }
 
+impl Error {
+    fn late(verb: &'static str, id: &Id, limit: Duration) -> Self {
+        Self::Late { verb, id: id.clone(), limit }
+    }
+}
+
 impl Coded for Error {
     fn code(&self) -> Code {
         match self {
-            Self::Run { source: process::Failure::Deadline { .. }, .. } => Code::DeadlineExceeded,
+            Self::Late { .. } => Code::DeadlineExceeded,
             Self::Missing { .. } => Code::InvalidArgument,
             Self::Refused { complaint, .. } if complaint.contains("does not exist") => {
                 Code::NotFound
@@ -116,7 +135,8 @@ impl Coded for Error {
     }
 }
 
-/// What is asked of an OCI runtime, in its own words. Calls end when their future is dropped.
+/// What is asked of an OCI runtime, in its own words. Calls end when their future is dropped, and fail with
+/// [`Error::Late`] when they take longer than [`RuntimeSettings::timeout`].
 #[async_trait]
 pub trait OciRuntime: Send + Sync {
     /// Creates container `id` from `bundle`; answers the process id of its init, which waits to be started.
@@ -135,6 +155,4 @@ pub trait OciRuntime: Send + Sync {
     async fn resume(&self, id: &Id, bundle: &Path) -> Result<(), Error>;
     /// Sets the container's resources (JSON, as `linux.resources` of an OCI specification).
     async fn update(&self, id: &Id, bundle: &Path, resources: &[u8]) -> Result<(), Error>;
-    /// What the runtime supports, as JSON (`runc features`).
-    async fn features(&self) -> Result<serde_json::Value, Error>;
 }

@@ -11,7 +11,10 @@ use std::{
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::{net::unix::pipe, time::Instant};
+use tokio::{
+    net::unix::pipe,
+    time::{Instant, sleep},
+};
 
 use super::{Error, RuntimeSettings};
 use crate::{cgroup::Cgroup, id::Id, process::Exited};
@@ -98,6 +101,8 @@ pub async fn start(settings: &RuntimeSettings, id: &Id, init: &Exited) -> Result
                 && !state.has_hook(&["poststart", "startContainer"]) => {}
         _ => return Ok(false),
     }
+    let late = sleep(settings.timeout);
+    tokio::pin!(late);
     // Opened without waiting; it becomes readable when the init has opened its end and written.
     let Ok(reader) = pipe::OpenOptions::new().open_receiver(&fifo) else { return Ok(false) };
     let mut init = init.clone();
@@ -106,6 +111,7 @@ pub async fn start(settings: &RuntimeSettings, id: &Id, init: &Exited) -> Result
         let ended = tokio::select! {
             ready = reader.readable() => ready.map(|()| false).map_err(|source| failed("read", &fifo, source))?,
             _ = init.wait() => true,
+            () = &mut late => return Err(Error::late("start", id, settings.timeout)),
         };
         // An init that has ended may have been started first, and been quick: then its byte is here.
         let read = if ended {

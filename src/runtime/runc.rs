@@ -32,7 +32,7 @@ impl Runc {
         &self.settings
     }
 
-    fn call<'a>(&self, verb: &'static str, log: Option<&'a Path>) -> Call<'a> {
+    fn call<'a>(&self, verb: &'static str, id: &'a Id, log: Option<&'a Path>) -> Call<'a> {
         let mut command = Command::new(find(&self.settings.binary));
         command.arg("--root").arg(&self.settings.root);
         if let Some(log) = log {
@@ -42,7 +42,7 @@ impl Runc {
             command.arg("--systemd-cgroup");
         }
         command.arg(verb);
-        Call { verb, command, log }
+        Call { verb, id, limit: self.settings.timeout, command, log }
     }
 
     async fn simple(
@@ -54,11 +54,11 @@ impl Runc {
         input: &[u8],
     ) -> Result<(), Error> {
         let log = log_of(bundle);
-        let mut call = self.call(verb, log.as_deref());
+        let mut call = self.call(verb, id, log.as_deref());
         call.command.args(arguments.iter().take_while(|one| one.starts_with('-')));
         call.command.arg(id.as_str());
         call.command.args(arguments.iter().skip_while(|one| one.starts_with('-')));
-        call.run(&self.reaper, input).await.map(drop)
+        call.run(&self.reaper, input).await
     }
 }
 
@@ -97,7 +97,7 @@ fn read_pid(verb: &'static str, path: &Path) -> Result<i32, Error> {
 impl OciRuntime for Runc {
     async fn create(&self, id: &Id, bundle: &Path, create: Create) -> Result<i32, Error> {
         let (log, pid) = (bundle.join("log.json"), bundle.join("init.pid"));
-        let mut call = self.call("create", Some(&log));
+        let mut call = self.call("create", id, Some(&log));
         call.command.arg("--bundle").arg(bundle).arg("--pid-file").arg(&pid);
         if self.settings.no_pivot_root {
             call.command.arg("--no-pivot");
@@ -140,7 +140,7 @@ impl OciRuntime for Runc {
             path: process.0.clone(),
             source,
         })?;
-        let mut call = self.call("exec", Some(&log.0));
+        let mut call = self.call("exec", id, Some(&log.0));
         call.command.arg("--process").arg(&process.0).arg("--pid-file").arg(&pid.0).arg("--detach");
         if let Some(console) = &exec.console {
             call.command.arg("--console-socket").arg(console);
@@ -160,14 +160,6 @@ impl OciRuntime for Runc {
 
     async fn update(&self, id: &Id, bundle: &Path, resources: &[u8]) -> Result<(), Error> {
         self.simple("update", id, bundle, &["--resources=-"], resources).await
-    }
-
-    async fn features(&self) -> Result<serde_json::Value, Error> {
-        let output = self.call("features", None).run(&self.reaper, b"").await?;
-        serde_json::from_slice(&output.stdout).map_err(|error| Error::Garbage {
-            verb: "features",
-            what: format!("it printed no JSON: {error}"),
-        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which runtime, and how it is called.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,8 @@ pub struct RuntimeSettings {
     pub io_uid: u32,
     /// The group of the container's stdio.
     pub io_gid: u32,
+    /// How long one call may take.
+    pub timeout: Duration,
 }
 
 impl Default for RuntimeSettings {
@@ -34,6 +36,7 @@ impl Default for RuntimeSettings {
             no_new_keyring: false,
             io_uid: 0,
             io_gid: 0,
+            timeout: Duration::from_mins(2),
         }
     }
 }

@@ -97,6 +97,7 @@ impl TaskService {
             no_new_keyring: runtime.no_new_keyring,
             io_uid: runtime.io_uid,
             io_gid: runtime.io_gid,
+            timeout: options.deadlines.runtime,
         })
     }
 }

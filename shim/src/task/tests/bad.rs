@@ -1,4 +1,4 @@
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
 use mooring::{
     error::{Code, Coded},
@@ -61,6 +61,21 @@ async fn a_runtime_that_writes_no_process_id_is_told_apart() {
     request.runtime.binary = "/bin/true".into();
     let error = refused(&stage, request).await;
     assert!(error.to_string().contains("no process id"), "{error}");
+}
+
+#[tokio::test]
+async fn a_runtime_that_hangs_is_given_up_and_nothing_of_the_task_is_left() {
+    let stage = Stage::new("true");
+    let mut request = stage.request();
+    let program = stage.folder.path().join("hanging");
+    fs::write(&program, "#!/bin/sh\nsleep 1000 & wait\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    request.runtime.binary = program;
+    request.runtime.timeout = Duration::from_millis(200);
+    let error = refused(&stage, request).await;
+    assert_eq!(error.code(), Code::DeadlineExceeded);
+    let named = format!("OCI runtime create of container \"{}\"", stage.id);
+    assert!(error.to_string().starts_with(&named), "{error}");
 }
 
 #[tokio::test]

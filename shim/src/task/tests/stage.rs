@@ -31,7 +31,7 @@ use crate::{
 
 /// Where `tools/deps.sh` puts the runtimes and busybox.
 pub fn dependency(name: &str) -> PathBuf {
-    let deps = std::env::var_os("MOORING_TEST_DEPS")
+    let deps = std::env::var_os("MOORING_DEPS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../.deps"), PathBuf::from);
     let path = deps.join("bin").join(name);
     assert!(path.exists(), "{} is missing: run tools/deps.sh, or `make test`", path.display());

@@ -1,0 +1,83 @@
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+
+use serde_json::json;
+
+use super::*;
+use crate::process::Reaper;
+
+/// A runtime that never ends, nor does the child that it starts.
+fn hanging(folder: &Path) -> PathBuf {
+    let (program, child) = (folder.join("runtime"), folder.join("child"));
+    let text = format!("#!/bin/sh\nsleep 1000 &\necho $$ $! > {}\nwait\n", child.display());
+    fs::write(&program, text).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    program
+}
+
+fn settings(folder: &Path) -> RuntimeSettings {
+    RuntimeSettings {
+        binary: hanging(folder),
+        root: folder.join("root"),
+        timeout: Duration::from_millis(300),
+        ..RuntimeSettings::default()
+    }
+}
+
+/// What the hanging runtime said of its processes, which must be gone.
+async fn assert_nothing_lives(folder: &Path) {
+    let text = fs::read_to_string(folder.join("child")).unwrap();
+    let pids: Vec<i32> = text.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+    assert_eq!(pids.len(), 2, "{text:?}");
+    // The child is init's to reap: it is killed with its parent, and not gone in the same moment.
+    let gone = async {
+        for pid in pids {
+            while fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| !s.contains(") Z "))
+            {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), gone).await.expect("they were killed");
+    fs::remove_file(folder.join("child")).unwrap();
+}
+
+#[tokio::test]
+async fn every_call_of_a_runtime_that_hangs_ends_in_time_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bundle, root) = (folder.path().join("bundle"), folder.path());
+    fs::create_dir(&bundle).unwrap();
+    let runc = Runc::new(settings(root), Reaper::start().unwrap());
+    let (id, exec_id) = (Id::new("c1").unwrap(), Id::new("e1").unwrap());
+    for verb in ["create", "start", "kill", "delete", "exec", "pause", "resume", "update"] {
+        let answer = match verb {
+            "create" => runc.create(&id, &bundle, Stdio::default().into()).await.map(drop),
+            "start" => runc.start(&id, &bundle).await,
+            "kill" => runc.kill(&id, &bundle, 9, true).await,
+            "delete" => runc.delete(&id, &bundle).await,
+            "exec" => {
+                let (process, stdio) = (json!({}), Stdio::default());
+                let exec = Exec { process, stdio, console: None };
+                runc.exec(&id, &exec_id, &bundle, exec).await.map(drop)
+            }
+            "pause" => runc.pause(&id, &bundle).await,
+            "resume" => runc.resume(&id, &bundle).await,
+            _ => runc.update(&id, &bundle, b"{}").await,
+        };
+        let error = answer.unwrap_err();
+        assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+        let expected = format!(
+            "OCI runtime {verb} of container \"c1\" did not end within 300ms and was killed"
+        );
+        assert_eq!(error.to_string(), expected);
+        assert_nothing_lives(root).await;
+    }
+    assert_eq!(fs::read_dir(&bundle).unwrap().count(), 0, "files of the calls are left");
+}
+
+#[test]
+fn records_from_before_the_limit_get_the_usual_one() {
+    let old = r#"{"binary": "crun", "root": "/r"}"#;
+    let settings: RuntimeSettings = serde_json::from_str(old).unwrap();
+    assert_eq!(settings.binary, PathBuf::from("crun"));
+    assert_eq!(settings.timeout, Duration::from_mins(2));
+}
