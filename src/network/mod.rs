@@ -6,7 +6,6 @@
 
 mod attachment;
 mod cache;
-pub mod capabilities;
 mod conf;
 mod error;
 mod exec;
@@ -25,7 +24,6 @@ pub(crate) mod fake;
 
 pub use attachment::{add, attach, check, detach, status};
 pub use cache::{CacheProblem, CachedAttachment, cached_attachments};
-pub use capabilities::Capabilities;
 pub use conf::{ConfProblem, NetworkList, load};
 pub use error::Error;
 pub use exec::ExecPlugins;

@@ -19,7 +19,7 @@ pub struct AttachRequest {
     pub netns: PathBuf,
     /// `CNI_ARGS`; see [`kubernetes_args`].
     pub args: Vec<(String, String)>,
-    /// What plugins that declare the capability are told; see [`super::Capabilities`].
+    /// What plugins that declare the capability are told (`runtimeConfig`), by capability.
     pub capabilities: Map<String, Value>,
 }
 
