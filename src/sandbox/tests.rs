@@ -128,6 +128,25 @@ impl World {
         Self { folder, id, sandbox, containerd, plugins, tasks }
     }
 
+    /// Another shim's sandbox of the same name, with the same parties.
+    fn another(&self, change: impl FnOnce(&mut Options)) -> Arc<Sandbox> {
+        let env = self.sandbox.environment();
+        let mut options = env.options.clone();
+        change(&mut options);
+        let sandbox = Sandbox::new(Environment {
+            namespace: env.namespace.clone(),
+            id: self.id.clone(),
+            grpc_address: env.grpc_address.clone(),
+            options,
+            reaper: env.reaper.clone(),
+            containerd: self.containerd.clone(),
+            plugins: self.plugins.clone(),
+            holder: env.holder,
+        });
+        sandbox.set_tasks(self.tasks.clone());
+        sandbox
+    }
+
     fn request(&self) -> CreateRequest {
         CreateRequest { bundle: self.folder.path().join("bundle"), ..CreateRequest::default() }
     }
@@ -323,19 +342,8 @@ async fn a_name_used_again_first_gives_back_what_an_unfinished_sandbox_held() {
     world.plugins.fail(Operation::Del, "bridge", &[fake::Fault::Missing]);
     world.sandbox.stop(None).await.unwrap_err();
     // The shim dies here, and another one is started for a new sandbox of that name.
+    let next = world.another(|_| {});
     let World { folder, id, sandbox, containerd, plugins, tasks } = world;
-    let env = sandbox.environment();
-    let next = Sandbox::new(Environment {
-        namespace: env.namespace.clone(),
-        id: id.clone(),
-        grpc_address: env.grpc_address.clone(),
-        options: env.options.clone(),
-        reaper: env.reaper.clone(),
-        containerd: containerd.clone(),
-        plugins: plugins.clone(),
-        holder: env.holder,
-    });
-    next.set_tasks(tasks.clone());
     drop(sandbox);
     let world = World { folder, id, sandbox: next, containerd, plugins, tasks };
     world.sandbox.create(world.request()).await.unwrap();
@@ -360,19 +368,7 @@ async fn the_del_that_a_failed_start_owes_is_not_forgotten() {
     let world = World::new("owed");
     let second = r#"{"cniVersion":"1.0.0","name":"second","plugins":[{"type":"macvlan"}]}"#;
     std::fs::write(world.folder.path().join("net.d/20-second.conflist"), second).unwrap();
-    let mut options = world.sandbox.environment().options.clone();
-    options.network.max_conf_num = 0;
-    let env = world.sandbox.environment();
-    let sandbox = Sandbox::new(Environment {
-        namespace: env.namespace.clone(),
-        id: env.id.clone(),
-        grpc_address: env.grpc_address.clone(),
-        options,
-        reaper: env.reaper.clone(),
-        containerd: world.containerd.clone(),
-        plugins: world.plugins.clone(),
-        holder: env.holder,
-    });
+    let sandbox = world.another(|options| options.network.max_conf_num = 0);
     // The first network's ADD works, the second's fails, and the first's DEL fails twice: when the start takes itself
     // back, and when the teardown of the failed start runs.
     world.plugins.fail(Operation::Add, "macvlan", &[fake::Fault::Missing]);
