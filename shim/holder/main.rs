@@ -118,7 +118,8 @@ fn must(letter: u8, answer: isize) -> usize {
 
 extern "C" fn begin(stack: *const usize) -> ! {
     // SAFETY: the kernel lays out argc at the stack's top and then the argument pointers (ELF ABI, process start).
-    let letters = unsafe { if *stack < 2 { core::ptr::null() } else { *stack.add(2) as *const u8 } };
+    let letters =
+        unsafe { if *stack < 2 { core::ptr::null() } else { *stack.add(2) as *const u8 } };
     if letters.is_null() {
         exit(2);
     }
@@ -159,7 +160,10 @@ extern "C" fn begin(stack: *const usize) -> ! {
             }
             b'p' => {
                 // CLONE_PARENT: the new process is the shim's child as this one is, so that it dies with the shim.
-                let pid = must(letter, call(nr::CLONE, CLONE_PARENT | CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0));
+                let pid = must(
+                    letter,
+                    call(nr::CLONE, CLONE_PARENT | CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0),
+                );
                 if pid != 0 {
                     report(pid as u32);
                     exit(0);
@@ -192,10 +196,13 @@ fn report(pid: u32) {
 fn hold() -> ! {
     const PR_SET_PDEATHSIG: usize = 1;
     const PR_SET_DUMPABLE: usize = 4;
+    const PR_SET_NAME: usize = 15;
     const PR_CAPBSET_DROP: usize = 24;
     const PR_SET_NO_NEW_PRIVS: usize = 38;
     const SIGKILL: usize = 9;
 
+    // Else it would be named after the descriptor that it was started from.
+    call(nr::PRCTL, PR_SET_NAME, c"mooring-pod".as_ptr() as usize, 0, 0, 0);
     must(b'd', call(nr::PRCTL, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0));
     // Ignored children are reaped by the kernel. Layout of the kernel's sigaction: handler, flags, restorer, mask.
     let ignore: [usize; 4] = [1, 0, 0, 0];
