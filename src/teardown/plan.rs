@@ -1,4 +1,4 @@
-//! The plan: what is taken down, in which order, and what a failure means. It reads like the list in design.md.
+//! The plan: what is taken down, in which order, and what a failure means. docs/teardown.md tells it in words.
 
 use std::time::Duration;
 
