@@ -10,11 +10,18 @@
 //! `U` join the user namespace that owns descriptor 2; `u` make a user namespace and wait until the shim has mapped
 //! it; `N` join descriptor 2; `n` make a network namespace; `i`, `t` make IPC and UTS namespaces; `p` make a PID
 //! namespace and become its first process.
-//! Messages on the socket (SOCK_SEQPACKET): `m` (map me, answered by one byte); `P` and the number of the process that
+//! Messages on the socket (`SOCK_SEQPACKET`): `m` (map me, answered by one byte); `P` and the number of the process that
 //! holds the pod, where it is not the one that was started (4 bytes, in the machine's order); `R` (ready, answered by
 //! one byte); or `E`, the letter that failed, and its errno (4 bytes).
+#![cfg(not(test))] // Cargo would link its tests with the standard library, whose panic handler is another.
 #![no_std]
 #![no_main]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::many_single_char_names,
+    reason = "a system call takes and gives words, which mean numbers of other sizes"
+)]
 
 use core::arch::{asm, global_asm};
 
@@ -71,7 +78,7 @@ const CLONE_NEWUSER: usize = 0x1000_0000;
 const CLONE_NEWPID: usize = 0x2000_0000;
 const CLONE_NEWNET: usize = 0x4000_0000;
 const SIGCHLD: usize = 17;
-/// `NS_GET_USERNS` of ioctl_ns(2).
+/// `NS_GET_USERNS` of `ioctl_ns(2)`.
 const NS_GET_USERNS: usize = 0xB701;
 
 // The entry point: the kernel puts argc, argv and the rest on the stack.
@@ -250,6 +257,7 @@ fn confine() {
     const LOAD: u16 = 0x20;
     const EQUALS: u16 = 0x15;
     const RETURN: u16 = 0x06;
+    const SECCOMP_SET_MODE_FILTER: usize = 1;
     const KILL_PROCESS: u32 = 0x8000_0000;
     const ALLOW: u32 = 0x7FFF_0000;
     #[cfg(target_arch = "x86_64")]
@@ -273,7 +281,6 @@ fn confine() {
         step(RETURN, 0, 0, ALLOW),
     ];
     let program = Program { length: filter.len() as u16, instructions: filter.as_ptr() };
-    const SECCOMP_SET_MODE_FILTER: usize = 1;
     // A kernel without seccomp leaves a process without capabilities that only sleeps: nothing to abort for.
     call(nr::SECCOMP, SECCOMP_SET_MODE_FILTER, 0, &raw const program as usize, 0, 0);
 }
