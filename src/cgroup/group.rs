@@ -223,7 +223,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::process::{identity::Pinned, testing::TestChild};
+    use crate::{process::testing::TestChild, sys::identity::Pinned};
 
     #[test]
     fn what_was_made_is_remembered_and_only_that_is_removed() {

@@ -8,7 +8,7 @@ use rustix::{
 };
 
 use super::{Cgroup, Error, group::children, is_gone};
-use crate::resource::Released;
+use crate::released::Released;
 
 /// A fork bomb can outrun one pass over the list of processes; frozen, it cannot outrun this many.
 const MOST_PASSES: usize = 64;

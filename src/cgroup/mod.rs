@@ -9,6 +9,7 @@ mod group;
 mod hierarchy;
 mod kill;
 mod oom;
+pub mod pod;
 mod remove;
 mod systemd;
 

@@ -16,7 +16,7 @@ use super::{
     group::children,
     is_gone,
 };
-use crate::resource::Released;
+use crate::released::Released;
 
 /// Who waits on a v2 group that somebody else removes meanwhile is told nothing: then it is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);

@@ -8,7 +8,7 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
-pub use crate::process::identity::{Pinned, is_alive, start_time};
+pub use crate::sys::identity::{Pinned, is_alive, start_time};
 pub use record::{Init, Record, find, load_all};
 pub use release::{kill_in_place, release};
 

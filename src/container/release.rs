@@ -10,7 +10,7 @@ use crate::{
     cgroup::Cgroup,
     mounts,
     process::Reaper,
-    resource::Released,
+    released::Released,
     runtime::{OciRuntime, Runc, quick},
 };
 

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{Containerd, Error, Image, TaskExit, TaskStatus, View};
-use crate::{id::Id, mounts::Mount, resource::Released};
+use crate::{id::Id, mounts::Mount, released::Released};
 
 /// What happens to a call instead of its being done.
 #[derive(Clone, Debug)]

@@ -35,7 +35,7 @@ use super::{
     failure::{Failure, with_causes},
     image,
 };
-use crate::{id::Id, mounts::Mount, resource::Released};
+use crate::{id::Id, mounts::Mount, released::Released};
 
 /// containerd answers with messages of up to this size.
 const LARGEST_MESSAGE: usize = 16 << 20;

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::{id::Id, mounts::Mount, resource::Released};
+use crate::{id::Id, mounts::Mount, released::Released};
 
 mod error;
 mod failure;
@@ -17,7 +17,6 @@ pub mod fake;
 mod grpc;
 mod image;
 pub(crate) use image::hex;
-pub mod lease;
 
 pub use error::Error;
 pub use grpc::Grpc;

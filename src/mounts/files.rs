@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use crate::resource::Released;
+use crate::released::Released;
 
 const HOSTS: &str = "hosts";
 const RESOLV_CONF: &str = "resolv.conf";
@@ -156,7 +156,7 @@ pub fn release(record: &FilesRecord) -> Result<Released, Error> {
 }
 
 /// Removes a folder that others may still use; whoever is last removes it.
-pub(super) fn remove_if_empty(dir: &Path) -> Result<(), Error> {
+pub(crate) fn remove_if_empty(dir: &Path) -> Result<(), Error> {
     match fs::remove_dir(dir) {
         Err(error)
             if !matches!(

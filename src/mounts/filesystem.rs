@@ -290,7 +290,7 @@ mod tests {
         let options = Options::of(&tmpfs).unwrap();
         let place = Place { root: folder.path(), within: None };
         let line = || {
-            let entry = super::super::table::read()
+            let entry = crate::sys::mountinfo::read()
                 .unwrap()
                 .into_iter()
                 .rfind(|entry| entry.target == folder.path())

@@ -84,6 +84,6 @@ fn parse(text: &str) -> Vec<IdRange> {
 }
 
 /// A path that leads to what `fd` refers to, for system calls that take only paths.
-pub(super) fn proc_path(fd: &OwnedFd) -> String {
+pub(crate) fn proc_path(fd: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }

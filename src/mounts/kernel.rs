@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::{Error, Mount, mount_all, table, unmount_all};
-use crate::resource::Released;
+use super::{Error, Mount, mount_all, unmount_all};
+use crate::{released::Released, sys::mountinfo};
 
 /// What is asked of the kernel. All of it blocks.
 pub trait Kernel: Send + Sync {
@@ -30,7 +30,8 @@ impl Kernel for System {
 
     fn is_mounted(&self, target: &Path) -> Result<bool, Error> {
         match target.canonicalize() {
-            Ok(target) => table::is_mounted(&target),
+            Ok(target) => mountinfo::is_mounted(&target)
+                .map_err(|error| Error::system("read the mount table", error)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(Error::at("resolve", target, error)),
         }

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use rustix::{fs::XattrFlags, io::Errno};
 use serde_json::Value;
 
-use super::{Error, spec::NODE_SHM};
+use super::{Error, pod_files::NODE_SHM};
 
 /// The label for a container's mounts, if its specification has one.
 pub fn mount_label(spec: &Value) -> Option<&str> {

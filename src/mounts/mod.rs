@@ -1,4 +1,4 @@
-//! What a pod mounts: its containers' root file systems, its own files and shm, its image volumes; and how every one
+//! What a pod mounts: its containers' root file systems, its own files and shm, and how every one
 //! of them is unmounted.
 
 mod attach;
@@ -6,25 +6,22 @@ mod error;
 pub mod files;
 mod filesystem;
 mod idmap;
-pub mod image;
-pub mod image_mounts;
-#[cfg(test)]
-mod image_tests;
 pub mod kernel;
 pub mod label;
 mod mount;
 mod options;
 mod overlay;
-pub mod shm;
-pub mod spec;
+pub mod pod_files;
 #[cfg(test)]
-mod spec_tests;
-pub mod table;
+mod pod_files_tests;
+pub mod shm;
 #[cfg(test)]
 mod tests;
 mod unmount;
 
 pub use error::Error;
 pub use idmap::UserNamespace;
+pub(crate) use idmap::proc_path;
+pub(crate) use mount::open_within;
 pub use mount::{Mount, mount_all, mount_all_mapped};
 pub use unmount::{unmount_all, unmount_tree};

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Mount, files::remove_if_empty, kernel::Kernel};
-use crate::resource::Released;
+use crate::released::Released;
 
 /// The size that a pod's shm has unless somebody says otherwise.
 pub const DEFAULT_SIZE: u64 = 64 << 20;
@@ -60,12 +60,10 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::{
-        super::{
-            kernel::{FakeKernel, System},
-            table,
-        },
+        super::kernel::{FakeKernel, System},
         *,
     };
+    use crate::sys::mountinfo;
 
     #[test]
     fn it_is_a_small_tmpfs_that_everybody_may_write_and_nobody_execute() {
@@ -73,7 +71,7 @@ mod tests {
         let dir = folder.path().join("pod");
         let record = acquire(&System, &dir, DEFAULT_SIZE).unwrap();
         assert_eq!(acquire(&System, &dir, DEFAULT_SIZE).unwrap(), record);
-        let all = table::read().unwrap();
+        let all = mountinfo::read().unwrap();
         let mut all = all.into_iter().filter(|entry| entry.target == record.path);
         let entry = all.next().unwrap();
         assert_eq!(all.next(), None, "mounted twice");

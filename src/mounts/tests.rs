@@ -11,6 +11,7 @@ use super::*;
 use crate::{
     error::{Code, Coded},
     process::testing::TestChild,
+    sys::mountinfo,
 };
 
 /// A folder that is rid of its mounts before it goes.
@@ -27,8 +28,8 @@ impl Folder {
         path
     }
 
-    fn mounts(&self) -> Vec<table::Entry> {
-        let mut entries = table::read().unwrap();
+    fn mounts(&self) -> Vec<mountinfo::Entry> {
+        let mut entries = mountinfo::read().unwrap();
         entries.retain(|entry| entry.target.starts_with(self.0.path()));
         entries
     }
@@ -111,12 +112,12 @@ fn targets_are_resolved_within_the_root() {
     let mut mount = Mount::new("tmpfs", "tmpfs", &[]);
     mount.target = Some("link".into());
     mount_all(std::slice::from_ref(&mount), &root).unwrap();
-    assert!(table::is_mounted(&root.join("etc")).unwrap());
+    assert!(mountinfo::is_mounted(&root.join("etc")).unwrap());
     // The absolute link points to a folder that is not within the root.
     mount.target = Some("absolute".into());
     let error = mount_all(&[mount], &root).unwrap_err();
     assert_eq!(error.code(), Code::NotFound, "{error}");
-    assert!(!table::is_mounted(&outside).unwrap());
+    assert!(!mountinfo::is_mounted(&outside).unwrap());
 }
 
 #[test]
@@ -260,7 +261,7 @@ fn layers_are_taken_from_attached_mounts_where_the_kernel_wants_it() {
     let place = mount::Place { root: &root, within: None };
     let built = overlay::build_mapped_from("overlay", &mount, &options, Some(&place), &namespace);
     let Ok(tree) = built else { panic!("the overlay is refused") };
-    assert!(!table::is_mounted(&root).unwrap());
+    assert!(!mountinfo::is_mounted(&root).unwrap());
     attach::move_to_handle(&tree, place.open().unwrap()).unwrap();
     assert_eq!(fs::metadata(root.join("two")).unwrap().uid(), 100_000);
 }

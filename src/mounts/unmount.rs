@@ -11,8 +11,8 @@ use rustix::{
     mount::{UnmountFlags, unmount},
 };
 
-use super::{Error, table};
-use crate::resource::Released;
+use super::Error;
+use crate::{released::Released, sys::mountinfo};
 
 /// How long to wait for a busy mount before it is detached: five times, doubled each time, 31 ms in all.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -60,7 +60,8 @@ pub fn unmount_tree(dir: &Path) -> Result<Released, Error> {
         }
         answer => answer.map_err(|error| Error::at("resolve", dir, error))?,
     };
-    let mut targets: Vec<PathBuf> = table::read()?
+    let mut targets: Vec<PathBuf> = mountinfo::read()
+        .map_err(|error| Error::system("read the mount table", error))?
         .into_iter()
         .map(|entry| entry.target)
         .filter(|target| target.starts_with(&dir))
@@ -95,7 +96,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         (0..3).for_each(|_| tmpfs(folder.path()));
         assert_eq!(unmount_all(folder.path()).unwrap(), Released::Done);
-        assert!(!table::is_mounted(folder.path()).unwrap());
+        assert!(!mountinfo::is_mounted(folder.path()).unwrap());
         assert_eq!(unmount_all(folder.path()).unwrap(), Released::AlreadyGone);
     }
 
@@ -113,7 +114,7 @@ mod tests {
         tmpfs(folder.path());
         let held = fs::File::create(folder.path().join("held")).unwrap();
         assert_eq!(unmount_all(folder.path()).unwrap(), Released::Done);
-        assert!(!table::is_mounted(folder.path()).unwrap());
+        assert!(!mountinfo::is_mounted(folder.path()).unwrap());
         drop(held);
     }
 
@@ -126,7 +127,7 @@ mod tests {
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(&real, &link).unwrap();
         assert_eq!(unmount_all(&link).unwrap(), Released::AlreadyGone);
-        assert!(table::is_mounted(&real).unwrap());
+        assert!(mountinfo::is_mounted(&real).unwrap());
         unmount_all(&real).unwrap();
     }
 
@@ -144,8 +145,8 @@ mod tests {
         tmpfs(&deep);
         tmpfs(&deep);
         assert_eq!(unmount_tree(&dir).unwrap(), Released::Done);
-        assert!(!table::read().unwrap().iter().any(|entry| entry.target.starts_with(&dir)));
-        assert!(table::is_mounted(&neighbour).unwrap());
+        assert!(!mountinfo::read().unwrap().iter().any(|entry| entry.target.starts_with(&dir)));
+        assert!(mountinfo::is_mounted(&neighbour).unwrap());
         assert_eq!(unmount_tree(&dir).unwrap(), Released::AlreadyGone);
         unmount_all(&neighbour).unwrap();
     }

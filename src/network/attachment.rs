@@ -18,7 +18,7 @@ use super::{
     conf::{self, NetworkList, WITH_CHECK, WITH_STATUS},
     netns,
 };
-use crate::resource::Released;
+use crate::released::Released;
 
 /// The longest that taking back a failed ADD may take where the settings do not limit a call.
 const ROLLBACK: Duration = Duration::from_mins(1);

@@ -19,7 +19,7 @@ use super::{
     conf::{ConfProblem, NetworkList, is_name},
     record::is_ifname,
 };
-use crate::resource::Released;
+use crate::released::Released;
 
 const KIND: &str = "cniCacheV1";
 

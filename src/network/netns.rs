@@ -29,7 +29,7 @@ use super::netlink;
 use crate::{
     error::{Code, Coded},
     id::Id,
-    resource::Released,
+    released::Released,
 };
 
 /// The folder that `ip netns` and containerd use too.

@@ -9,7 +9,7 @@ use std::{fs, time::Duration};
 
 use nix::unistd::{Pid, getsid};
 
-use crate::process::identity::Pinned;
+use crate::sys::identity::Pinned;
 
 /// How long a killed plugin may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(2);

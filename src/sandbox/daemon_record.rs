@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::process::identity::{self, Pinned};
+use crate::sys::identity::{self, Pinned};
 
 /// How long a killed daemon may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(2);

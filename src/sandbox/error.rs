@@ -2,9 +2,10 @@
 
 use thiserror::Error;
 
-use super::{config::ConfigError, keeper::KeeperError};
+use super::config::ConfigError;
 use crate::{
     error::{Code, Coded},
+    keeper::KeeperError,
     network, options,
     teardown::{Step, TeardownError, journal::JournalError},
 };

@@ -8,13 +8,10 @@ mod create;
 pub mod daemon_record;
 mod door;
 mod error;
-mod images;
-pub mod keeper;
-pub mod pod_cgroup;
+mod prepare;
 mod progress;
 pub mod recover;
 mod shutdown;
-mod spec;
 mod start;
 mod status;
 mod stop;
@@ -23,6 +20,7 @@ pub mod sweep;
 mod sweep_tests;
 #[cfg(test)]
 mod tests;
+mod volumes;
 mod work;
 
 use std::{
@@ -37,6 +35,7 @@ use tokio::sync::watch;
 use crate::{
     containerd::Containerd,
     id::Id,
+    keeper::{HolderProgram, Keeper},
     network::{CniPlugins, Observed},
     options::Options,
     process::Reaper,
@@ -46,7 +45,6 @@ use crate::{
 pub use create::CreateRequest;
 pub use door::Admitted;
 pub use error::Error;
-pub use keeper::HolderProgram;
 pub use start::Started;
 pub use status::Status;
 
@@ -130,7 +128,7 @@ enum State {
     /// Created, not started.
     Created(Arc<Pod>),
     /// Started: something stands for the pod.
-    Ready { pod: Arc<Pod>, pid: u32, keeper: Option<keeper::Keeper> },
+    Ready { pod: Arc<Pod>, pid: u32, keeper: Option<Keeper> },
     /// What stood for the pod has ended by itself, or the teardown is under way or has failed.
     Down { pod: Arc<Pod>, pid: u32 },
     /// Taken down completely.

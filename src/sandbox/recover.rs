@@ -15,7 +15,7 @@ use crate::{
     error::Code,
     network::{CniPlugins, orphans},
     process::Reaper,
-    resource::Released,
+    released::Released,
     teardown::{
         Executor, Observer, Step, StepReport, TeardownError, Work, WorkError,
         journal::{self, JournalError, Resource, Store},

@@ -6,15 +6,10 @@ use std::{
     time::SystemTime,
 };
 
-use super::{
-    Error, Pod, Sandbox, State, blocking,
-    config::Scope,
-    create::Network,
-    keeper::{Keeper, KeeperRecord, Net, User, Wanted},
-    pod_cgroup,
-};
+use super::{Error, Pod, Sandbox, State, blocking, config::Scope, create::Network};
 use crate::{
-    cgroup::Cgroup,
+    cgroup::{self, Cgroup},
+    keeper::{Keeper, KeeperRecord, Net, User, Wanted},
     mounts::{files, kernel::System, shm},
     network::{self, netns},
     teardown::journal::{JournalError, Resource, Store},
@@ -135,10 +130,10 @@ impl Sandbox {
         let local = Arc::clone(pod);
         blocking(move || -> Result<(), Error> {
             if !parent.is_empty() {
-                let path = format!("{}/{id}", pod_cgroup::parent_path(&parent)?);
+                let path = format!("{}/{id}", cgroup::pod::parent_path(&parent)?);
                 let group = local.acquire_cgroup(&path)?;
                 group.set_shares(2)?;
-                pod_cgroup::join(&group, pid)?;
+                cgroup::pod::join(&group, pid)?;
             }
             if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "-998") {
                 log::warn!("sandbox {id}: set oom_score_adj of the holder: {error}");
@@ -220,7 +215,7 @@ impl Pod {
     ) -> Result<Net, Error> {
         let store = &self.store;
         if !self.config.cgroup_parent.is_empty() {
-            self.acquire_cgroup(&pod_cgroup::parent_path(&self.config.cgroup_parent)?)?;
+            self.acquire_cgroup(&cgroup::pod::parent_path(&self.config.cgroup_parent)?)?;
         }
         let owner = self.config.root_on_node();
         let request = files::FilesRequest {
@@ -260,9 +255,9 @@ impl Pod {
     }
 
     fn acquire_cgroup(&self, path: &str) -> Result<Cgroup, Error> {
-        let planned = pod_cgroup::plan(path)?;
+        let planned = cgroup::pod::plan(path)?;
         let entry = with(&self.store, |s| s.intend(Resource::Cgroup(planned)))?;
-        let (group, record) = pod_cgroup::acquire(path)?;
+        let (group, record) = cgroup::pod::acquire(path)?;
         with(&self.store, |s| s.held(entry, Resource::Cgroup(record)))?;
         Ok(group)
     }

@@ -8,7 +8,7 @@ use super::{daemon_record::DaemonRecord, recover::Recovery};
 use crate::{
     error::Coded,
     id::Id,
-    process::identity,
+    sys::identity,
     teardown::journal::{self, JournalError, Store},
 };
 

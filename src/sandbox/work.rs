@@ -5,22 +5,25 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use tokio::{task::JoinSet, time::Instant};
 
-use super::{Error, PodTasks, Sandbox, State, keeper, pod_cgroup};
+use super::{Error, PodTasks, Sandbox, State};
 use crate::{
-    containerd::{Containerd, lease},
+    cgroup,
+    containerd::Containerd,
     error::{Code, Coded},
     id::Id,
+    keeper::{self, Keeper},
     mounts::{
-        files, image,
+        files,
         kernel::{Kernel, System},
         shm,
     },
     network::{self, CniPlugins, netns},
-    resource::Released,
+    released::Released,
     teardown::{
         Step, Work, WorkError,
         journal::{self, Resource},
     },
+    volumes::{lease, volume},
 };
 
 const SIGKILL: u32 = 9;
@@ -71,7 +74,7 @@ impl Work for Live<'_> {
 }
 
 impl Live<'_> {
-    fn take_keeper(&self) -> Option<keeper::Keeper> {
+    fn take_keeper(&self) -> Option<Keeper> {
         let mut state = self.sandbox.state();
         if let State::Ready { pod, pid, keeper } = &mut *state {
             let taken = keeper.take();
@@ -225,7 +228,7 @@ pub(super) async fn release(
     deadline: Instant,
 ) -> Result<Released, WorkError> {
     match resource.clone() {
-        Resource::Cgroup(record) => local(move || pod_cgroup::release(&record)).await,
+        Resource::Cgroup(record) => local(move || cgroup::pod::release(&record)).await,
         Resource::Files(record) => local(move || files::release(&record)).await,
         Resource::Shm(record) => local(move || shm::release(&System, &record)).await,
         Resource::Netns(record) => local(move || netns::release(&record)).await,
@@ -238,7 +241,7 @@ pub(super) async fn release(
         }
         Resource::ImageVolume(record) => {
             let kernel: Arc<dyn Kernel> = Arc::new(System);
-            Ok(image::release(&**containerd, &kernel, &record, deadline).await?)
+            Ok(volume::release(&**containerd, &kernel, &record, deadline).await?)
         }
         Resource::Lease(record) => Ok(lease::release(&**containerd, &record, deadline).await?),
     }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     error::{Code, Coded},
     id::Id,
-    resource::Released,
+    released::Released,
 };
 
 /// Why a step's work failed.

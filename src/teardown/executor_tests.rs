@@ -17,10 +17,10 @@ use super::{
 use crate::{
     error::{Code, Coded},
     id::Id,
+    keeper::KeeperRecord,
     mounts::{files::FilesRecord, shm::ShmRecord},
     network::{AttachmentRecord, netns::NetnsRecord},
-    resource::Released,
-    sandbox::keeper::KeeperRecord,
+    released::Released,
 };
 
 /// What happens at a step when it is reached for the n-th time.

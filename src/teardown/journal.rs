@@ -19,13 +19,14 @@ use thiserror::Error;
 
 use super::plan::Step;
 use crate::{
-    containerd::lease::LeaseRecord,
+    cgroup::pod::PodCgroupRecord,
     error::{Code, Coded},
     failpoint,
     id::Id,
-    mounts::{files::FilesRecord, image::ImageVolumeRecord, shm::ShmRecord},
+    keeper::KeeperRecord,
+    mounts::{files::FilesRecord, shm::ShmRecord},
     network::{AttachmentRecord, netns::NetnsRecord},
-    sandbox::{keeper::KeeperRecord, pod_cgroup::PodCgroupRecord},
+    volumes::{lease::LeaseRecord, volume::ImageVolumeRecord},
 };
 
 /// The version that this build writes. It reads all from 1 to this one.

@@ -14,10 +14,11 @@ use containerd_shim_protos::{
 };
 use mooring::{
     containerd::Grpc,
+    keeper::HolderProgram,
     network::ExecPlugins,
     options::Options,
     process::Reaper,
-    sandbox::{Environment, HolderProgram, Sandbox},
+    sandbox::{Environment, Sandbox},
 };
 use tokio::sync::Notify;
 

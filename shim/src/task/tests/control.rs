@@ -225,9 +225,9 @@ async fn a_record_is_enough_to_release_a_container() {
     let reaper = mooring::process::Reaper::start().unwrap();
     let deadline = Instant::now() + Duration::from_secs(10);
     let released = mooring::container::release(&record, &reaper, deadline).await.unwrap();
-    assert_eq!(released, mooring::resource::Released::Done);
+    assert_eq!(released, mooring::released::Released::Done);
     let again = mooring::container::release(&record, &reaper, deadline).await.unwrap();
-    assert_eq!(again, mooring::resource::Released::AlreadyGone);
+    assert_eq!(again, mooring::released::Released::AlreadyGone);
     assert_eq!(stage.wait("").await.status, 137);
     stage.delete().await;
     stage.assert_clean();

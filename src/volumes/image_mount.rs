@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{
+use crate::mounts::{
     Error,
-    spec::{mapping, mounts_of},
+    pod_files::{mapping, mounts_of},
 };
 
 /// An image volume that a specification asks for.

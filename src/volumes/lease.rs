@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::{Containerd, Error};
-use crate::resource::Released;
+use crate::{
+    containerd::{Containerd, Error},
+    released::Released,
+};
 
 /// A lease that the sandbox uses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +48,8 @@ pub async fn release(
 
 #[cfg(test)]
 mod tests {
-    use super::{super::fake::FakeContainerd, *};
+    use super::*;
+    use crate::containerd::fake::FakeContainerd;
 
     fn soon() -> Instant {
         Instant::now() + std::time::Duration::from_secs(1)

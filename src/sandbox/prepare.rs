@@ -7,7 +7,12 @@ use serde_json::{Value, json};
 use super::{Error, Pod, Sandbox, State, blocking, config::Scope};
 use crate::{
     id::Id,
-    mounts::{files::FilesRecord, label, shm::ShmRecord, spec},
+    mounts::{
+        files::FilesRecord,
+        label,
+        pod_files::{self, NODE_SHM, PodFiles},
+        shm::ShmRecord,
+    },
 };
 
 impl Sandbox {
@@ -26,16 +31,14 @@ impl Sandbox {
         join_namespaces(document, &pod, pid);
         let files = FilesRecord::in_dir(&self.env.run_dir());
         let shm = (pod.config.ipc == Scope::Pod).then(|| ShmRecord::in_dir(&self.env.run_dir()));
-        let added = spec::add_pod_files(document, &spec::PodFiles::of(&files, shm.as_ref()))?;
+        let added = pod_files::add_pod_files(document, &PodFiles::of(&files, shm.as_ref()))?;
         self.mount_images(&pod, document).await?;
         if let Some(wanted) = label::mount_label(document)
             && label::is_enabled()
         {
             let wanted = wanted.to_owned();
-            let own: Vec<PathBuf> = added
-                .into_iter()
-                .filter(|path| path.as_path() != Path::new(spec::NODE_SHM))
-                .collect();
+            let own: Vec<PathBuf> =
+                added.into_iter().filter(|path| path.as_path() != Path::new(NODE_SHM)).collect();
             blocking(move || label::relabel(&own, &wanted)).await??;
         }
         Ok(*document != before)

@@ -14,13 +14,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
-use super::{
-    Error, Mount, files::remove_if_empty, idmap::proc_path, kernel::Kernel, mount::open_within,
-};
 use crate::{
     containerd::{Containerd, DEFAULT_SNAPSHOTTER, View},
     id::Id,
-    resource::Released,
+    mounts::{Error, Mount, files::remove_if_empty, kernel::Kernel, open_within, proc_path},
+    released::Released,
 };
 
 /// An image volume of a pod.

@@ -4,10 +4,8 @@ use std::{fs, io, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    cgroup::{Cgroup, Created, Error, Hierarchies, from_systemd},
-    resource::Released,
-};
+use super::{Cgroup, Created, Error, Hierarchies, from_systemd};
+use crate::released::Released;
 
 /// A cgroup that the pod needs. Only what was made for it is removed again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,12 +15,12 @@ pub struct PodCgroupRecord {
 }
 
 /// The path of a pod's parent cgroup below the hierarchies' roots; CRI writes a path or `slice:prefix:name`.
-pub(super) fn parent_path(parent: &str) -> Result<String, Error> {
+pub fn parent_path(parent: &str) -> Result<String, Error> {
     if parent.contains(':') { from_systemd(parent) } else { Ok(parent.to_owned()) }
 }
 
 /// What acquiring the group at `path` is going to make.
-pub(super) fn plan(path: &str) -> Result<PodCgroupRecord, Error> {
+pub fn plan(path: &str) -> Result<PodCgroupRecord, Error> {
     let group = Hierarchies::read()?.group(path)?;
     let mut folders: Vec<PathBuf> = Vec::new();
     for folder in group.folders() {
@@ -34,14 +32,14 @@ pub(super) fn plan(path: &str) -> Result<PodCgroupRecord, Error> {
 }
 
 /// Makes the group at `path` where it is missing.
-pub(super) fn acquire(path: &str) -> Result<(Cgroup, PodCgroupRecord), Error> {
+pub fn acquire(path: &str) -> Result<(Cgroup, PodCgroupRecord), Error> {
     let group = Hierarchies::read()?.group(path)?;
     let created = group.ensure()?;
     Ok((group, PodCgroupRecord { created }))
 }
 
 /// Moves process `pid` into `group`.
-pub(super) fn join(group: &Cgroup, pid: u32) -> Result<(), Error> {
+pub fn join(group: &Cgroup, pid: u32) -> Result<(), Error> {
     for folder in group.folders() {
         let path = folder.join("cgroup.procs");
         fs::write(&path, pid.to_string()).map_err(|source| Error::File {
@@ -55,7 +53,7 @@ pub(super) fn join(group: &Cgroup, pid: u32) -> Result<(), Error> {
 
 /// Removes what was made, as far as nobody uses it. A group with groups below it is kept: the containers' own are
 /// removed with their tasks, and then this is repeated. Blocks for a moment where processes are just leaving.
-pub(super) fn release(record: &PodCgroupRecord) -> Result<Released, Error> {
+pub fn release(record: &PodCgroupRecord) -> Result<Released, Error> {
     let mut found = Released::AlreadyGone;
     for folder in record.created.folders.iter().rev() {
         for attempt in 0..6 {

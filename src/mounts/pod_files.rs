@@ -83,7 +83,7 @@ fn put_shm(mounts: &mut Vec<Value>, mount: Value) -> bool {
 }
 
 /// The mounts of a specification, which are made if it has none.
-pub(super) fn mounts_of(spec: &mut Value) -> Result<&mut Vec<Value>, Error> {
+pub(crate) fn mounts_of(spec: &mut Value) -> Result<&mut Vec<Value>, Error> {
     let wrong = |reason| Error::invalid("OCI specification", reason);
     let mounts = spec
         .as_object_mut()
@@ -144,7 +144,7 @@ fn is_bind(mount: &Value) -> bool {
 }
 
 /// The id mapping that the client gave its bind mounts.
-pub(super) fn mapping(mounts: &[Value]) -> Map<String, Value> {
+pub(crate) fn mapping(mounts: &[Value]) -> Map<String, Value> {
     let given = |mount: &&Value| mount.get("uidMappings").is_some_and(|list| !list.is_null());
     let Some(mount) = mounts.iter().filter(|mount| is_bind(mount)).find(given) else {
         return Map::new();

@@ -8,11 +8,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{
-    image::*,
-    kernel::{FakeKernel, Kernel, System},
-    *,
-};
+use super::volume::*;
 use crate::{
     containerd::{
         Image,
@@ -20,7 +16,13 @@ use crate::{
     },
     error::{Code, Coded},
     id::Id,
-    resource::Released,
+    mounts::{
+        Error, Mount,
+        kernel::{FakeKernel, Kernel, System},
+        mount_all,
+    },
+    released::Released,
+    sys::mountinfo,
 };
 
 const REFERENCE: &str = "registry.example/models:1";
@@ -74,7 +76,7 @@ async fn a_volume_is_mounted_once_read_only_and_goes_without_a_trace() {
     let pod = Pod::with(system());
     pod.acquire().await.unwrap();
     pod.acquire().await.unwrap();
-    let entries = table::read().unwrap();
+    let entries = mountinfo::read().unwrap();
     assert_eq!(entries.iter().filter(|entry| entry.target == pod.record.target).count(), 1);
     assert_eq!(pod.containerd.calls().iter().filter(|call| call.starts_with("view")).count(), 1);
     assert!(fs::write(pod.record.target.join("dir/file"), "").is_err());
@@ -93,7 +95,7 @@ async fn every_layer_of_a_busy_volume_goes() {
     mount_all(&[tmpfs.clone(), tmpfs], &pod.record.target).unwrap();
     let held = fs::File::create(pod.record.target.join("held")).unwrap();
     assert_eq!(pod.release().await.unwrap(), Released::Done);
-    assert!(!table::is_mounted(&pod.record.target).unwrap());
+    assert!(!mountinfo::is_mounted(&pod.record.target).unwrap());
     drop(held);
 }
 

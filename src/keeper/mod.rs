@@ -14,11 +14,11 @@ use std::{io, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::config::{IdMapping, Sysctls};
 use crate::{
     error::{Code, Coded},
     process::Reaper,
-    resource::Released,
+    released::Released,
+    sandbox::config::{IdMapping, Sysctls},
 };
 pub use holder::HolderProgram;
 

@@ -12,13 +12,12 @@ use tokio::time::Instant;
 
 use super::{Error, Pod, Sandbox, blocking};
 use crate::{
-    containerd::lease,
-    mounts::{
-        image::{self, ImageVolumeRecord},
-        image_mounts,
-        kernel::{Kernel, System},
-    },
+    mounts::kernel::{Kernel, System},
     teardown::journal::{Resource, State},
+    volumes::{
+        image_mount, lease,
+        volume::{self, ImageVolumeRecord},
+    },
 };
 
 /// How long containerd may take to give an image's snapshot.
@@ -27,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 impl Sandbox {
     /// Mounts the images that `document` asks for, and makes its mounts plain bind mounts of them.
     pub(super) async fn mount_images(&self, pod: &Pod, document: &mut Value) -> Result<(), Error> {
-        let wanted = image_mounts::find(document)?;
+        let wanted = image_mount::find(document)?;
         if wanted.is_empty() {
             return Ok(());
         }
@@ -36,18 +35,18 @@ impl Sandbox {
         self.take_lease(pod, deadline).await?;
         let run_dir = self.env.run_dir();
         let mut sources: BTreeMap<String, PathBuf> = BTreeMap::new();
-        for volume in &wanted {
+        for wish in &wanted {
             let lease = Some(self.id().as_str());
-            let snapshotter = volume.snapshotter.as_deref();
+            let snapshotter = wish.snapshotter.as_deref();
             let record =
-                ImageVolumeRecord::plan(&run_dir, self.id(), &volume.reference, snapshotter, lease);
+                ImageVolumeRecord::plan(&run_dir, self.id(), &wish.reference, snapshotter, lease);
             self.acquire_volume(pod, &record, deadline).await?;
-            let sub_path = volume.sub_path.clone();
-            let source = blocking(move || image::resolve(&record, sub_path.as_deref())).await??;
-            sources.insert(volume.destination.clone(), source);
+            let sub_path = wish.sub_path.clone();
+            let source = blocking(move || volume::resolve(&record, sub_path.as_deref())).await??;
+            sources.insert(wish.destination.clone(), source);
         }
         self.env.containerd.disconnect().await;
-        image_mounts::replace(document, |volume| {
+        image_mount::replace(document, |volume| {
             // Every volume that is found above has its source here.
             Ok(sources.get(&volume.destination).cloned().unwrap_or_default())
         })?;
@@ -77,10 +76,10 @@ impl Sandbox {
         }
         let kernel: Arc<dyn Kernel> = Arc::new(System);
         let entry = pod.intend(Resource::ImageVolume(record.clone())).await?;
-        match image::acquire(&*self.env.containerd, &kernel, record, deadline).await {
+        match volume::acquire(&*self.env.containerd, &kernel, record, deadline).await {
             Ok(()) => pod.held(entry, Resource::ImageVolume(record.clone())).await,
             Err(error) => {
-                match image::release(&*self.env.containerd, &kernel, record, deadline).await {
+                match volume::release(&*self.env.containerd, &kernel, record, deadline).await {
                     Ok(_) => pod.released(entry).await?,
                     // The teardown tries again.
                     Err(left) => log::warn!("sandbox {}: {left}", self.id()),

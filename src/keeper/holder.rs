@@ -25,12 +25,10 @@ use rustix::process::Signal;
 
 use super::{KeeperError, Net, User, Wanted, deed, inside};
 use crate::{
-    process::{
-        Exited, Reaper,
-        identity::{self, Pinned},
-    },
-    resource::Released,
+    process::{Exited, Reaper},
+    released::Released,
     sandbox::config::IdMapping,
+    sys::identity::{self, Pinned},
 };
 
 /// The most that the holder needs for any of its steps; they are a handful of system calls.

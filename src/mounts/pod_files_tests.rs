@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{spec::*, *};
+use super::{pod_files::*, *};
 
 fn files() -> PodFiles {
     PodFiles {

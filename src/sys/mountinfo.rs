@@ -2,12 +2,10 @@
 
 use std::{
     ffi::OsString,
-    fs,
+    fs, io,
     os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
 };
-
-use super::Error;
 
 /// One line of `/proc/self/mountinfo`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,19 +27,17 @@ pub struct Entry {
 }
 
 /// Reads the whole table, in the kernel's order.
-pub fn read() -> Result<Vec<Entry>, Error> {
-    let path = Path::new("/proc/self/mountinfo");
-    let bytes = fs::read(path).map_err(|error| Error::at("read", path, error))?;
-    Ok(parse(&bytes))
+pub fn read() -> io::Result<Vec<Entry>> {
+    Ok(parse(&fs::read("/proc/self/mountinfo")?))
 }
 
 /// Whether something is mounted at exactly `path`, which must be canonical.
-pub fn is_mounted(path: &Path) -> Result<bool, Error> {
+pub fn is_mounted(path: &Path) -> io::Result<bool> {
     Ok(read()?.iter().any(|entry| entry.target == path))
 }
 
 /// Lines that are not understood are left out: a future kernel may add what it likes.
-pub(super) fn parse(bytes: &[u8]) -> Vec<Entry> {
+fn parse(bytes: &[u8]) -> Vec<Entry> {
     bytes.split(|byte| *byte == b'\n').filter_map(entry).collect()
 }
 

@@ -1,0 +1,6 @@
+//! What the kernel is asked in more than one room: which process a number means, what is mounted.
+
+pub mod identity;
+#[cfg(test)]
+mod identity_tests;
+pub mod mountinfo;
