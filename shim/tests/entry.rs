@@ -7,6 +7,7 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -29,15 +30,15 @@ use nix::{
 
 const SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-mooring-v1");
 
-/// A bundle, and a folder for sockets, both gone at the end.
+/// A bundle, and a folder for sockets, both gone once neither this nor a daemon needs them.
 struct Bundle {
-    folder: tempfile::TempDir,
+    folder: Rc<tempfile::TempDir>,
     id: String,
 }
 
 impl Bundle {
     fn new(id: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Rc::new(tempfile::tempdir().unwrap());
         nix::unistd::mkfifo(&folder.path().join("log"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         let root = folder.path().display();
         let config = format!("StateRoot = '{root}/state'\nRunRoot = '{root}/run'\nSurprise = 1\n");
@@ -96,7 +97,8 @@ impl Bundle {
         let request = ConnectRequest { id: self.id.clone(), ..ConnectRequest::default() };
         let connected = task.connect(soon(), &request).unwrap();
         let pid = Pid::from_raw(i32::try_from(connected.shim_pid).unwrap());
-        Daemon { pid, socket: address.strip_prefix("unix://").unwrap().into(), client, task }
+        let socket = address.strip_prefix("unix://").unwrap().into();
+        Daemon { pid, socket, client, task, _folder: Rc::clone(&self.folder) }
     }
 }
 
@@ -105,6 +107,8 @@ struct Daemon {
     socket: PathBuf,
     client: Client,
     task: TaskClient,
+    /// A shim whose bundle is gone ends: the folder stays as long as somebody talks with the daemon.
+    _folder: Rc<tempfile::TempDir>,
 }
 
 impl Daemon {
