@@ -14,7 +14,7 @@ use std::{
 
 use containerd_shim_protos::ttrpc::asynchronous::{Server, transport::Listener};
 use mooring::{
-    options::{self, Options},
+    options::{self, HandlerOptions, Options},
     process::Reaper,
     sandbox::{
         daemon_record::{self, DaemonRecord},
@@ -95,7 +95,7 @@ fn set_up_and_serve(
         launch.level,
         format!("namespace={} id={}", launch.namespace, launch.id),
     );
-    let (options, warnings) = Options::load(launch.options.as_ref())?;
+    let (options, warnings) = HandlerOptions::load(launch.options.clone())?;
     for warning in warnings {
         log::warn!("{warning}");
     }
@@ -103,7 +103,7 @@ fn set_up_and_serve(
     if let Some(Err(error)) = parent_score.map(detach::set_oom_score) {
         log::warn!("adjust the OOM score: {error}");
     }
-    let cgroup = &options.runtime.shim_cgroup;
+    let cgroup = &options.shim().shim_cgroup;
     if !cgroup.is_empty() {
         detach::enter_cgroup(cgroup)
             .map_err(|source| Error::Cgroup { path: cgroup.clone(), source })?;
@@ -127,7 +127,7 @@ fn runtime() -> io::Result<Runtime> {
 
 async fn serve(
     launch: Launch,
-    options: Options,
+    options: HandlerOptions,
     listener: UnixListener,
     say: &mut Option<File>,
 ) -> Result<(), Error> {
@@ -135,8 +135,8 @@ async fn serve(
     let publisher = Publisher::start(launch.ttrpc_address.clone(), &launch.namespace);
     let ending = Arc::new(Ending::default());
     let socket = launch.socket.clone();
-    let state = state_dir(&options, &launch.namespace, &launch.id);
-    leave_word(&launch, &options, &state)?;
+    let state = state_dir(options.shim(), &launch.namespace, &launch.id);
+    leave_word(&launch, options.shim(), &state)?;
     let own_bundle = launch.bundle.clone();
     let services = services::Services::new(launch, options, reaper, &publisher, &ending);
 

@@ -1,6 +1,6 @@
 //! `-info` and `-v`: what this runtime is, and what its OCI runtime can do.
 
-use std::{io, process::Command, time::Duration};
+use std::{io, path::Path, process::Command, time::Duration};
 
 use containerd_shim_protos::{
     protobuf::{Message, MessageField, well_known_types::any::Any},
@@ -56,13 +56,13 @@ pub fn run() -> Result<Vec<u8>, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let features = runtime.block_on(async {
         let reaper = Reaper::start()?;
-        Ok::<_, io::Error>(features(&reaper, &options.runtime.binary_name).await)
+        Ok::<_, io::Error>(features(&reaper, &options.runtime.binary).await)
     })?;
     Ok(describe(given, features).write_to_bytes()?)
 }
 
 /// The features of the OCI runtime; an old one does not know the question.
-async fn features(reaper: &Reaper, binary: &str) -> Option<Vec<u8>> {
+async fn features(reaper: &Reaper, binary: &Path) -> Option<Vec<u8>> {
     let mut command = Command::new(binary);
     command.arg("features");
     let deadline = Some(Instant::now() + PATIENCE);
@@ -98,7 +98,7 @@ mod tests {
         let path = folder.path().join("runtime");
         std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        features(&Reaper::start().unwrap(), path.to_str().unwrap()).await
+        features(&Reaper::start().unwrap(), &path).await
     }
 
     #[tokio::test]
@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(features_of("echo '{}'; exit 1").await, None);
         assert_eq!(features_of("echo garbage").await, None);
         let reaper = Reaper::start().unwrap();
-        assert_eq!(features(&reaper, "/nonexistent/runc").await, None);
+        assert_eq!(features(&reaper, Path::new("/nonexistent/runc")).await, None);
     }
 
     #[test]

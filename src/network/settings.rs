@@ -4,8 +4,6 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::options::NetworkOptions;
-
 /// How this node does CNI. Stored in the attachment's record, so that a DEL uses what the ADD used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -22,8 +20,9 @@ pub struct Settings {
     pub ifname: String,
     /// The folder that holds `results/`, shared with other users of CNI.
     pub cache_dir: PathBuf,
-    /// The longest that one plugin call may take, in seconds; 0 leaves only the caller's deadline.
-    pub timeout: u64,
+    /// The longest that one plugin call may take; 0 leaves only the caller's deadline.
+    #[serde(with = "whole_seconds")]
+    pub timeout: Duration,
 }
 
 impl Default for Settings {
@@ -35,22 +34,7 @@ impl Default for Settings {
             loopback: true,
             ifname: "eth0".to_owned(),
             cache_dir: "/var/lib/cni".into(),
-            timeout: 60,
-        }
-    }
-}
-
-impl From<&NetworkOptions> for Settings {
-    fn from(options: &NetworkOptions) -> Self {
-        Self {
-            conf_dir: options.conf_dir.clone(),
-            bin_dirs: options.bin_dirs.clone(),
-            max_conf_num: options.max_conf_num,
-            ifname: options.if_name.clone(),
-            loopback: options.loopback,
-            cache_dir: options.cache_dir.clone(),
-            // A part of a second is more than none, and none would be no limit.
-            timeout: options.timeout.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX),
+            timeout: Duration::from_mins(1),
         }
     }
 }
@@ -58,7 +42,7 @@ impl From<&NetworkOptions> for Settings {
 impl Settings {
     /// The time that one plugin call has, where it is limited.
     pub(super) fn call_timeout(&self) -> Option<Duration> {
-        (self.timeout > 0).then(|| Duration::from_secs(self.timeout))
+        (!self.timeout.is_zero()).then_some(self.timeout)
     }
 
     /// The interface's name in the network with this index.
@@ -70,6 +54,23 @@ impl Settings {
         }
         let first: usize = first.parse().unwrap_or(0);
         format!("{stem}{}", first.saturating_add(index))
+    }
+}
+
+/// The form that records have had from the first on.
+mod whole_seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        // A part of a second is more than none, and none would be no limit.
+        let seconds = time.as_millis().div_ceil(1000);
+        u64::try_from(seconds).unwrap_or(u64::MAX).serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        u64::deserialize(from).map(Duration::from_secs)
     }
 }
 
@@ -91,7 +92,7 @@ mod tests {
             toml::from_str("conf_dir = \"/elsewhere\"\ntimeout = 5\nloopback = false").unwrap();
         let expected = Settings {
             conf_dir: "/elsewhere".into(),
-            timeout: 5,
+            timeout: Duration::from_secs(5),
             loopback: false,
             ..Settings::default()
         };
@@ -99,12 +100,12 @@ mod tests {
     }
 
     #[test]
-    fn the_shims_options_become_settings() {
-        let mut options = crate::options::Options::default().network;
-        options.timeout = Duration::from_millis(1);
-        let settings = Settings::from(&options);
-        assert_eq!(settings.timeout, 1);
-        assert_eq!((settings.conf_dir, settings.ifname), (options.conf_dir, options.if_name));
+    fn a_record_has_a_limit_in_seconds_and_never_loses_it() {
+        let settings = Settings { timeout: Duration::from_millis(1), ..Settings::default() };
+        let text = serde_json::to_string(&settings).unwrap();
+        assert!(text.contains("\"timeout\":1}"), "{text}");
+        let read: Settings = serde_json::from_str(&text).unwrap();
+        assert_eq!(read.timeout, Duration::from_secs(1));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The wire forms of runtime options.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use prost::Message;
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,8 @@ use super::{Error, layer::Layer};
 const RUNC: &str = "containerd.runc.v1.Options";
 /// The options that CRI sends to a runtime that it does not know: a configuration as text.
 const GENERIC: &str = "runtimeoptions.v1.Options";
+/// Where options of either type come from, in messages.
+const PLACE: &str = "the handler's options";
 
 /// A message with the name of its type, as `google.protobuf.Any` carries it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +30,7 @@ impl AnyValue {
     }
 }
 
+/// What of `containerd.runc.v1.Options` has an effect.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct RuncOptions {
     #[prost(bool, tag = "1")]
@@ -44,14 +47,8 @@ pub(super) struct RuncOptions {
     pub binary_name: String,
     #[prost(string, tag = "7")]
     pub root: String,
-    #[prost(string, tag = "8")]
-    pub criu_path: String,
     #[prost(bool, tag = "9")]
     pub systemd_cgroup: bool,
-    #[prost(string, tag = "10")]
-    pub criu_image_path: String,
-    #[prost(string, tag = "11")]
-    pub criu_work_path: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -81,7 +78,7 @@ pub(super) fn layer(any: &AnyValue) -> Result<Layer, Error> {
                 return from_file(Path::new(&options.config_path));
             }
             // Text that is no UTF-8 is no TOML either; the parser says where.
-            Layer::parse(&String::from_utf8_lossy(&options.config_body), "the handler's options")
+            Layer::parse(&String::from_utf8_lossy(&options.config_body), PLACE)
         }
         _ => Err(Error::UnknownType(any.type_url.clone())),
     }
@@ -90,7 +87,7 @@ pub(super) fn layer(any: &AnyValue) -> Result<Layer, Error> {
 fn from_file(path: &Path) -> Result<Layer, Error> {
     if !path.is_absolute() {
         let reason = format!("{} is not an absolute path", path.display());
-        return Err(Error::Value { key: "ConfigPath", reason });
+        return Err(Error::Value { key: "ConfigPath", place: PLACE.into(), reason });
     }
     let text = std::fs::read_to_string(path)
         .map_err(|source| Error::Read { path: path.into(), source })?;
@@ -98,24 +95,16 @@ fn from_file(path: &Path) -> Result<Layer, Error> {
 }
 
 impl From<RuncOptions> for Layer {
-    /// In protobuf a field at its default is a field not given.
     fn from(options: RuncOptions) -> Self {
-        let flag = |value: bool| value.then_some(true);
-        let number = |value: u32| (value != 0).then_some(value);
-        let text = |value: String| (!value.is_empty()).then_some(value);
-        Self {
-            no_pivot_root: flag(options.no_pivot_root),
-            no_new_keyring: flag(options.no_new_keyring),
-            shim_cgroup: text(options.shim_cgroup),
-            io_uid: number(options.io_uid),
-            io_gid: number(options.io_gid),
-            binary_name: text(options.binary_name),
-            root: text(options.root).map(PathBuf::from),
-            criu_path: text(options.criu_path),
-            systemd_cgroup: flag(options.systemd_cgroup),
-            criu_image_path: text(options.criu_image_path),
-            criu_work_path: text(options.criu_work_path),
-            ..Self::default()
-        }
+        let mut layer = Self { place: PLACE.into(), ..Self::default() };
+        layer.given("NoPivotRoot", options.no_pivot_root);
+        layer.given("NoNewKeyring", options.no_new_keyring);
+        layer.given("ShimCgroup", options.shim_cgroup);
+        layer.given("IoUid", options.io_uid);
+        layer.given("IoGid", options.io_gid);
+        layer.given("BinaryName", options.binary_name);
+        layer.given("Root", options.root);
+        layer.given("SystemdCgroup", options.systemd_cgroup);
+        layer
     }
 }

@@ -1,40 +1,12 @@
-//! Lengths of time in a configuration: seconds, or text such as `1m30s` and `500ms`.
+//! Lengths of time as text: `1m30s`, `500ms`.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
-use serde::de::{Deserializer, Error, Unexpected, Visitor};
+/// The longest that anything may be told to wait: no sum of it and a clock overflows.
+pub(super) const LONGEST: Duration = Duration::from_hours(24);
 
-/// Reads a length of time.
-pub(super) fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
-    from.deserialize_any(Length).map(Some)
-}
-
-struct Length;
-
-impl Visitor<'_> for Length {
-    type Value = Duration;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a length of time: seconds, or text such as \"1m30s\"")
-    }
-
-    fn visit_i64<E: Error>(self, seconds: i64) -> Result<Duration, E> {
-        let seconds = u64::try_from(seconds)
-            .map_err(|_| E::invalid_value(Unexpected::Signed(seconds), &self))?;
-        Ok(Duration::from_secs(seconds))
-    }
-
-    fn visit_f64<E: Error>(self, seconds: f64) -> Result<Duration, E> {
-        Duration::try_from_secs_f64(seconds)
-            .map_err(|_| E::invalid_value(Unexpected::Float(seconds), &self))
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<Duration, E> {
-        parse(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
-    }
-}
-
-fn parse(text: &str) -> Option<Duration> {
+/// The sum of the text's numbers with units, `None` where it is none.
+pub(super) fn parse(text: &str) -> Option<Duration> {
     let (mut rest, mut total) = (text, Duration::ZERO);
     loop {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;

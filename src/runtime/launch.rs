@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::{Error, complaint};
 use crate::{
@@ -81,8 +81,8 @@ impl Call<'_> {
     /// Runs it, feeding it `input`.
     pub(super) async fn run(mut self, reaper: &Reaper, input: &[u8]) -> Result<(), Error> {
         let mark = self.log.map_or(0, complaint::mark);
-        let deadline = Instant::now() + self.limit;
-        match run(reaper, &mut self.command, input, Some(deadline)).await {
+        let deadline = Instant::now().checked_add(self.limit);
+        match run(reaper, &mut self.command, input, deadline).await {
             Ok(output) if output.exit.status == 0 => Ok(()),
             Ok(output) => Err(self.refused(mark, &output.stderr, output.exit.status)),
             Err(failure) => Err(self.failed_to_run(failure)),
@@ -92,7 +92,6 @@ impl Call<'_> {
     /// Runs it with the stdio that the container's process will keep.
     pub(super) async fn run_with(mut self, reaper: &Reaper, stdio: Stdio) -> Result<(), Error> {
         let mark = self.log.map_or(0, complaint::mark);
-        let deadline = Instant::now() + self.limit;
         let program = self.command.get_program().to_string_lossy().into_owned();
         let spawned = {
             let given = |end: Option<OwnedFd>| {
@@ -113,7 +112,7 @@ impl Call<'_> {
             spawned.map_err(|source| self.failed_to_run(Failure::Start { program, source }))?;
         // When the caller goes away, the group ends with this future: what it leaves half done is cleaned up by the
         // caller's own undoing.
-        let Ok(exit) = timeout_at(deadline, group.ended()).await else {
+        let Ok(exit) = timeout(self.limit, group.ended()).await else {
             group.kill().await;
             return Err(self.late());
         };

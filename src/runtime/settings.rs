@@ -1,6 +1,9 @@
 //! Which runtime, and how it is called.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub struct RuntimeSettings {
     /// The program; a name without a slash is looked for in PATH.
     pub binary: PathBuf,
-    /// Its state folder, the containerd namespace included.
+    /// Its state folder; a container's settings have containerd's namespace at its end.
     pub root: PathBuf,
     /// Whether groups are made by systemd.
     pub systemd_cgroup: bool,
@@ -20,7 +23,6 @@ pub struct RuntimeSettings {
     pub no_new_keyring: bool,
     /// The owner of the container's stdio.
     pub io_uid: u32,
-    /// The group of the container's stdio.
     pub io_gid: u32,
     /// How long one call may take.
     pub timeout: Duration,
@@ -30,7 +32,7 @@ impl Default for RuntimeSettings {
     fn default() -> Self {
         Self {
             binary: "runc".into(),
-            root: "/run/containerd/runc/default".into(),
+            root: "/run/containerd/runc".into(),
             systemd_cgroup: false,
             no_pivot_root: false,
             no_new_keyring: false,
@@ -38,5 +40,13 @@ impl Default for RuntimeSettings {
             io_gid: 0,
             timeout: Duration::from_mins(2),
         }
+    }
+}
+
+impl RuntimeSettings {
+    /// The settings for the containers of a containerd namespace.
+    #[must_use]
+    pub fn in_namespace(&self, namespace: impl AsRef<Path>) -> Self {
+        Self { root: self.root.join(namespace), ..self.clone() }
     }
 }

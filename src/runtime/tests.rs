@@ -74,6 +74,23 @@ async fn every_call_of_a_runtime_that_hangs_ends_in_time_and_leaves_nothing() {
     assert_eq!(fs::read_dir(&bundle).unwrap().count(), 0, "files of the calls are left");
 }
 
+#[tokio::test]
+async fn a_limit_that_no_clock_can_reach_is_none() {
+    // As a shim from before limits were bounded may have written it down.
+    let folder = tempfile::tempdir().unwrap();
+    let settings = RuntimeSettings {
+        binary: "/bin/true".into(),
+        timeout: Duration::from_secs(i64::MAX.unsigned_abs()),
+        ..settings(folder.path())
+    };
+    let runtime = Runc::new(settings, Reaper::start().unwrap());
+    runtime.pause(&Id::new("a").unwrap(), folder.path()).await.unwrap();
+    let exec = Exec { process: serde_json::json!({}), stdio: Stdio::default(), console: None };
+    let id = Id::new("b").unwrap();
+    let error = runtime.exec(&Id::new("a").unwrap(), &id, folder.path(), exec).await.unwrap_err();
+    assert!(matches!(error, Error::Garbage { .. } | Error::File { .. }), "{error}");
+}
+
 #[test]
 fn records_from_before_the_limit_get_the_usual_one() {
     let old = r#"{"binary": "crun", "root": "/r"}"#;

@@ -137,7 +137,7 @@ impl Sandbox {
         let mut config = PodConfig::read(options, &request.bundle)?;
         config.add_capabilities_of(&request.annotations)?;
         let given = request.netns_path.filter(|path| !path.as_os_str().is_empty());
-        let network = Network::decide(self.env.options.network.owner, &config, given)?;
+        let network = Network::decide(self.env.options.network_owner, &config, given)?;
         if let Network::Client(path) | Network::Attach(path) = &network {
             netns::check(path)?;
         }

@@ -145,7 +145,7 @@ impl Sandbox {
 
     async fn attach(&self, pod: &Arc<Pod>, path: PathBuf) -> Result<(), Error> {
         self.still_wanted()?;
-        let settings = network::Settings::from(&self.env.options.network);
+        let settings = self.env.options.network.clone();
         let config = &pod.config;
         let args = network::kubernetes_args(
             &config.namespace,

@@ -72,7 +72,7 @@ impl Sandbox {
                 "bundle": pod.bundle,
                 "networks": attachment,
                 "teardown": self.progress.to_json(),
-                "handler": self.env.options.runtime.binary_name,
+                "handler": self.env.options.runtime.binary,
                 "metrics": self.telemetry.to_json(),
             });
             info.insert("info".to_owned(), document.to_string());

@@ -109,7 +109,7 @@ impl World {
         };
         options.network.conf_dir = folder.path().join("net.d");
         options.network.cache_dir = folder.path().join("cni");
-        options.deadlines.containerd = Duration::from_millis(200);
+        options.containerd_timeout = Duration::from_millis(200);
         let id = Id::new(format!("unit-{name}-{}", std::process::id())).unwrap();
         let containerd = Arc::new(FakeContainerd::default());
         let plugins = Arc::new(FakePlugins::default());

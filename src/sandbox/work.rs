@@ -88,7 +88,8 @@ impl Live<'_> {
     async fn stop_containers(&self, deadline: Instant) -> Result<(), WorkError> {
         let Some(tasks) = self.sandbox.tasks.get() else { return Ok(()) };
         let env = &self.sandbox.env;
-        let patience = (Instant::now() + env.options.deadlines.containerd).min(deadline);
+        let patience = Instant::now().checked_add(env.options.containerd_timeout);
+        let patience = patience.map_or(deadline, |patience| patience.min(deadline));
         let listed = tokio::time::timeout_at(
             patience,
             env.containerd.containers_of(&env.id, Some(RUNTIME), patience),

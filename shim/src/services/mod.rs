@@ -16,7 +16,7 @@ use mooring::{
     containerd::Grpc,
     keeper::HolderProgram,
     network::ExecPlugins,
-    options::Options,
+    options::HandlerOptions,
     process::Reaper,
     sandbox::{Environment, Sandbox},
 };
@@ -73,18 +73,18 @@ impl Services {
     /// The services of the shim that `launch` describes.
     pub fn new(
         launch: Launch,
-        options: Options,
+        options: HandlerOptions,
         reaper: Reaper,
         publisher: &Publisher,
         ending: &Arc<Ending>,
     ) -> Self {
-        let Launch { namespace, id, grpc_address, options: given, .. } = launch;
+        let Launch { namespace, id, grpc_address, .. } = launch;
         let sandbox = Sandbox::new(Environment {
             namespace: namespace.clone(),
             id,
             containerd: Arc::new(Grpc::new(&grpc_address.to_string_lossy(), namespace.clone())),
             grpc_address,
-            options: options.clone(),
+            options: options.shim().clone(),
             reaper: reaper.clone(),
             plugins: Arc::new(ExecPlugins::new(reaper.clone())),
             holder: HolderProgram(HOLDER),
@@ -94,14 +94,13 @@ impl Services {
             Arc::new(publisher.clone()),
             Arc::new(pod::PodOfTasks(Arc::clone(&sandbox))),
             reaper,
-            options.run_root.clone(),
+            options.shim().run_root.clone(),
         );
         sandbox.set_tasks(Arc::new(pod::TasksOfPod(tasks.clone())));
-        let defaults = task::Defaults { namespace, given, options };
         let ending = || Arc::clone(ending);
         Self {
             sandbox: Arc::new(sandbox::SandboxService::new(Arc::clone(&sandbox), ending())),
-            task: Arc::new(task::TaskService::new(sandbox, tasks, defaults, ending())),
+            task: Arc::new(task::TaskService::new(sandbox, tasks, namespace, options, ending())),
         }
     }
 

@@ -19,7 +19,7 @@ use containerd_shim_protos::{
 use mooring::{
     error::{Code, Coded},
     id::Id,
-    options::{AnyValue, Options},
+    options::{self, AnyValue, HandlerOptions},
     runtime::RuntimeSettings,
     sandbox::Sandbox,
 };
@@ -34,21 +34,12 @@ use crate::task::{CreateRequest, ExecRequest, Status, Streams, Tasks};
 /// The type of what `Pids` says about a process that is an exec.
 const DETAILS: &str = "containerd.runc.v1.ProcessDetails";
 
-/// What the shim itself was started with.
-pub struct Defaults {
-    /// containerd's namespace.
-    pub namespace: Id,
-    /// The options as they came.
-    pub given: Option<AnyValue>,
-    /// The options as they are understood.
-    pub options: Options,
-}
-
 /// Serves the tasks of this process.
 pub struct TaskService {
     sandbox: Arc<Sandbox>,
     tasks: Tasks,
-    defaults: Defaults,
+    namespace: Id,
+    options: HandlerOptions,
     ending: Arc<Ending>,
 }
 
@@ -57,10 +48,11 @@ impl TaskService {
     pub fn new(
         sandbox: Arc<Sandbox>,
         tasks: Tasks,
-        defaults: Defaults,
+        namespace: Id,
+        options: HandlerOptions,
         ending: Arc<Ending>,
     ) -> Self {
-        Self { sandbox, tasks, defaults, ending }
+        Self { sandbox, tasks, namespace, options, ending }
     }
 
     /// Whether this process still stands for something.
@@ -68,37 +60,13 @@ impl TaskService {
         self.sandbox.is_created() || !self.tasks.is_empty()
     }
 
-    /// The settings of the OCI runtime for a container: its own options, else the shim's.
-    fn runtime(&self, own: Option<AnyValue>) -> Result<RuntimeSettings, mooring::options::Error> {
-        let Defaults { namespace, given, options } = &self.defaults;
-        let own = own.filter(|own| *own != AnyValue::default() && Some(own) != given.as_ref());
-        let loaded;
-        let options = match own {
-            Some(own) => {
-                let (options, warnings) = if self.sandbox.is_created() {
-                    Options::load_for_container(given.as_ref(), &own)?
-                } else {
-                    Options::load(Some(&own))?
-                };
-                for warning in warnings {
-                    log::warn!("{warning}");
-                }
-                loaded = options;
-                &loaded
-            }
-            None => options,
-        };
-        let runtime = &options.runtime;
-        Ok(RuntimeSettings {
-            binary: runtime.binary_name.clone().into(),
-            root: runtime.root.join(namespace),
-            systemd_cgroup: runtime.systemd_cgroup,
-            no_pivot_root: runtime.no_pivot_root,
-            no_new_keyring: runtime.no_new_keyring,
-            io_uid: runtime.io_uid,
-            io_gid: runtime.io_gid,
-            timeout: options.deadlines.runtime,
-        })
+    fn runtime(&self, own: Option<&AnyValue>) -> Result<RuntimeSettings, options::Error> {
+        let in_sandbox = self.sandbox.is_created();
+        let (runtime, warnings) = self.options.runtime(&self.namespace, own, in_sandbox)?;
+        for warning in warnings {
+            log::warn!("{warning}");
+        }
+        Ok(runtime)
     }
 }
 
@@ -126,7 +94,7 @@ impl Service for TaskService {
         request: CreateTaskRequest,
     ) -> ttrpc::Result<CreateTaskResponse> {
         let deed = Deed("create", &request.id);
-        let runtime = self.runtime(request.options.into_option().map(value));
+        let runtime = self.runtime(request.options.into_option().map(value).as_ref());
         let create = CreateRequest {
             id: Id::new(&request.id).map_err(|e| deed.failed(&e))?,
             bundle: request.bundle.into(),

@@ -1,0 +1,152 @@
+//! Values as a configuration has them.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use toml::Value;
+
+use super::{NetworkOwner, time};
+
+/// What an option can be.
+pub(super) trait Setting: Sized {
+    fn read(value: &Value) -> Result<Self, String>;
+}
+
+fn wrong(wanted: &str, value: &Value) -> String {
+    let found = match value {
+        Value::String(text) => format!("{text:?}"),
+        Value::Integer(number) => number.to_string(),
+        Value::Float(number) => number.to_string(),
+        Value::Boolean(flag) => flag.to_string(),
+        Value::Datetime(_) => "a date".into(),
+        Value::Array(_) => "a list".into(),
+        Value::Table(_) => "a table".into(),
+    };
+    format!("it is {wanted}, not {found}")
+}
+
+impl Setting for bool {
+    fn read(value: &Value) -> Result<Self, String> {
+        value.as_bool().ok_or_else(|| wrong("true or false", value))
+    }
+}
+
+impl Setting for u32 {
+    fn read(value: &Value) -> Result<Self, String> {
+        let number = value.as_integer().and_then(|number| number.try_into().ok());
+        number.ok_or_else(|| wrong("a number from 0 to 4294967295", value))
+    }
+}
+
+impl Setting for usize {
+    fn read(value: &Value) -> Result<Self, String> {
+        let number = value.as_integer().and_then(|number| number.try_into().ok());
+        number.ok_or_else(|| wrong("a number, 0 or more", value))
+    }
+}
+
+impl Setting for String {
+    fn read(value: &Value) -> Result<Self, String> {
+        let text = value.as_str().ok_or_else(|| wrong("a text", value))?;
+        Ok(text.to_owned())
+    }
+}
+
+impl Setting for PathBuf {
+    fn read(value: &Value) -> Result<Self, String> {
+        let path = value.as_str().filter(|path| Path::new(path).is_absolute());
+        path.map(Self::from).ok_or_else(|| wrong("an absolute path", value))
+    }
+}
+
+impl Setting for Vec<PathBuf> {
+    fn read(value: &Value) -> Result<Self, String> {
+        let list = value.as_array().ok_or_else(|| wrong("a list of absolute paths", value))?;
+        list.iter().map(PathBuf::read).collect()
+    }
+}
+
+impl Setting for Duration {
+    fn read(value: &Value) -> Result<Self, String> {
+        let time = match value {
+            Value::Integer(seconds) => u64::try_from(*seconds).ok().map(Self::from_secs),
+            Value::Float(seconds) => Self::try_from_secs_f64(*seconds).ok(),
+            Value::String(text) => time::parse(text),
+            _ => None,
+        };
+        let time = time.filter(|time| *time <= time::LONGEST);
+        time.ok_or_else(|| {
+            wrong("a length of time of at most 24h: seconds, or text such as \"1m30s\"", value)
+        })
+    }
+}
+
+impl Setting for NetworkOwner {
+    fn read(value: &Value) -> Result<Self, String> {
+        match value.as_str() {
+            Some("auto") => Ok(Self::Auto),
+            Some("shim") => Ok(Self::Shim),
+            Some("client") => Ok(Self::Client),
+            _ => Err(wrong("\"auto\", \"shim\" or \"client\"", value)),
+        }
+    }
+}
+
+/// A program: a path, or a name.
+pub(super) fn program(value: &Value) -> Result<PathBuf, String> {
+    let name = value.as_str().filter(|name| !name.is_empty());
+    name.map(PathBuf::from).ok_or_else(|| wrong("a path, or the name of a program", value))
+}
+
+/// A length of time that something can be done in.
+pub(super) fn some_time(value: &Value) -> Result<Duration, String> {
+    let time = Duration::read(value)?;
+    if time.is_zero() { Err(wrong("a length of time above 0", value)) } else { Ok(time) }
+}
+
+/// The name of a network interface, by the kernel's rule.
+pub(super) fn interface(value: &Value) -> Result<String, String> {
+    let allowed = |c: char| !c.is_whitespace() && !c.is_control() && c != '/' && c != ':';
+    let name = value.as_str().filter(|name| {
+        matches!(name.len(), 1..=15) && name.chars().all(allowed) && *name != "." && *name != ".."
+    });
+    name.map(str::to_owned).ok_or_else(|| wrong("the name of a network interface", value))
+}
+
+/// An option as TOML has it.
+#[cfg(test)]
+pub(super) trait Show {
+    fn show(&self) -> String;
+}
+
+#[cfg(test)]
+mod show {
+    use super::*;
+
+    macro_rules! as_in_rust {
+        ($($kind:ty),*) => {$(
+            impl Show for $kind {
+                fn show(&self) -> String {
+                    format!("{self:?}")
+                }
+            }
+        )*};
+    }
+
+    as_in_rust!(bool, u32, usize, String, PathBuf, Vec<PathBuf>);
+
+    impl Show for Duration {
+        fn show(&self) -> String {
+            assert_eq!(self.subsec_nanos(), 0, "a default that is no number of seconds");
+            format!("\"{}s\"", self.as_secs())
+        }
+    }
+
+    impl Show for NetworkOwner {
+        fn show(&self) -> String {
+            format!("{:?}", format!("{self:?}").to_lowercase())
+        }
+    }
+}
