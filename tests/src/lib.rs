@@ -17,3 +17,6 @@ pub mod random;
 pub mod services;
 pub mod stream;
 pub mod suite;
+
+#[cfg(test)]
+mod documents;
