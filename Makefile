@@ -5,6 +5,7 @@
 #   make lint      formatting, clippy, dependencies' licences and advisories, shell syntax
 #   make test      unit tests, end-to-end tests against a private containerd, the cgroup v2 machine
 #   make demo      one pod's life, from RunPodSandbox to nothing left behind
+#   make test-vm   the end-to-end tests on emulated machines, e.g. VM="runc crun" FILTER=cri_io,::a_shim_killed; FILTER=all
 #   make bench     Mooring beside containerd's own sandboxes, side by side in one run
 #   make lab       a private containerd to play with (lab-stop ends it)
 
@@ -20,7 +21,7 @@ DEBUG := $(CURDIR)/target/debug
 SHIM := containerd-shim-mooring-v1
 
 .DEFAULT_GOAL := build
-.PHONY: build install lint test test-unit test-e2e test-v2 test-build demo bench clean machine
+.PHONY: build install lint test test-unit test-e2e test-vm test-build demo bench clean machine
 
 # What a build needs of the machine: a linker and protoc.
 machine:
@@ -48,7 +49,7 @@ lint: machine
 	tools/cargo-deny.sh
 	for one in .ci/run tools/*.sh; do bash -n $$one || exit 1; done
 
-test: test-unit test-e2e test-v2
+test: test-unit test-e2e test-vm
 
 # Always the same selection, for another one would have cargo build the dependencies anew with other features.
 test-build: machine
@@ -60,9 +61,12 @@ test-unit: deps test-build
 test-e2e: deps test-build
 	MOORING_SHIM=$(DEBUG)/$(SHIM) $(CARGO) test --workspace --all-features --locked --test '*'
 
-# With the release, so that what is shipped has run.
-test-v2: deps build
-	tools/vm.sh $(DIST)/$(SHIM)
+# With the release wherever a test needs no failpoints, so that what is shipped has run. VM names machines, FILTER parts
+# of tests' names; without one a choice of the suite is run, with FILTER=all the whole.
+test-vm: deps build test-build
+	tools/deps-vm.sh
+	MOORING_SHIM=$(DEBUG)/$(SHIM) $(DEBUG)/vm --release $(DIST) \
+	  $(if $(FILTER),$(if $(filter all,$(FILTER)),,--only '$(FILTER)'),--core) $(VM)
 
 demo: deps build
 	MOORING_SHIM=$(DIST)/$(SHIM) tools/demo.sh

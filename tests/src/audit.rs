@@ -9,6 +9,7 @@ use anyhow::Result;
 use containerd_client::services::v1 as api;
 
 use crate::node::Node;
+use crate::patience;
 use crate::services::in_namespace;
 
 /// How long after a test a thing may still be on its way out: containerd collects garbage with a delay.
@@ -40,7 +41,7 @@ impl Snapshot {
 
 /// Waits until nothing is on the machine that was not there before; returns what does not go away.
 pub async fn leftovers(node: &Node, before: &Snapshot) -> Result<Vec<String>> {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + patience(PATIENCE);
     loop {
         let left = Snapshot::take(node).await?.since(before);
         if left.is_empty() || Instant::now() >= until {
@@ -192,7 +193,13 @@ fn tree(at: &Path, depth: usize, seen: &mut BTreeSet<String>) {
         let folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
         let general = matches!(
             &*name,
-            "k8s.io" | "default" | "results" | "networks" | "lock" | "last_reserved_ip.0"
+            "k8s.io"
+                | "default"
+                | ".empty-directory"
+                | "results"
+                | "networks"
+                | "lock"
+                | "last_reserved_ip.0"
         ) || folder && depth > 1 && path.starts_with("/var/lib/cni");
         let network = folder && path.parent().is_some_and(|parent| parent.ends_with("cni/ipam"));
         if !general && !network {

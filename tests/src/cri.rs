@@ -312,7 +312,7 @@ impl Pod {
 
     /// Waits until CRI calls the pod ready, or not ready.
     pub async fn wait_ready(&self, ready: bool) -> Result<()> {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + crate::patience(PATIENCE);
         loop {
             // While containerd buries a shim, the question itself may fail.
             let answer = self.is_ready().await;
@@ -416,7 +416,7 @@ impl Container {
 
     /// Waits until the container has ended and returns its last status.
     pub async fn exited_within(&self, patience: Duration) -> Result<cri::ContainerStatus> {
-        let until = Instant::now() + patience;
+        let until = Instant::now() + crate::patience(patience);
         loop {
             let status = self.status().await?;
             if status.state() == cri::ContainerState::ContainerExited {
@@ -438,7 +438,7 @@ impl Container {
 
     /// The log's lines of one stream, once `enough` says so.
     pub async fn logged(&self, stream: &str, enough: impl Fn(&str) -> bool) -> Result<String> {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + crate::patience(PATIENCE);
         loop {
             let text = tokio::fs::read_to_string(&self.log).await.unwrap_or_default();
             let lines = text.lines().filter_map(|line| {

@@ -84,7 +84,7 @@ impl Drop for Failpoints {
 
 /// Waits for something that no event tells.
 pub async fn until(patience: Duration, complaint: &str, so: impl Fn() -> bool) -> Result<()> {
-    let end = Instant::now() + patience;
+    let end = Instant::now() + crate::patience(patience);
     while !so() {
         if Instant::now() > end {
             bail!("{complaint}");
@@ -187,7 +187,7 @@ pub async fn delete(node: &Node, namespace: &str, id: &str) -> Result<Duration> 
     command.env("MOORING_FAILPOINTS", node.failpoints());
     command.stdin(std::process::Stdio::null()).kill_on_drop(true);
     let begun = Instant::now();
-    let output = tokio::time::timeout(Duration::from_secs(20), command.output());
+    let output = tokio::time::timeout(crate::patience(Duration::from_secs(20)), command.output());
     let output = output.await.context("delete does not answer")??;
     if !output.status.success() {
         bail!("delete: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));

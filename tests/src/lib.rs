@@ -17,6 +17,13 @@ pub mod random;
 pub mod services;
 pub mod stream;
 pub mod suite;
+pub mod vm;
 
 #[cfg(test)]
 mod documents;
+
+/// How long a thing may take on this machine that takes `usual` at most on an ordinary one: see [`vm::PATIENCE`].
+pub fn patience(usual: std::time::Duration) -> std::time::Duration {
+    let factor = std::env::var(vm::PATIENCE).ok().and_then(|text| text.parse().ok());
+    usual * factor.unwrap_or(1)
+}

@@ -174,7 +174,7 @@ impl Life {
 
     /// What a client does to be rid of the pod, whatever has happened: again and again until it succeeds.
     pub async fn end(&self) -> Result<()> {
-        let until = Instant::now() + STUBBORN;
+        let until = Instant::now() + crate::patience(STUBBORN);
         loop {
             let ended =
                 if self.by_cri() { self.end_by_cri().await } else { self.end_service().await };
@@ -243,8 +243,8 @@ fn gone(answer: Result<(), Status>) -> Result<()> {
 
 /// A call that gets an answer in time.
 pub async fn answered<T>(what: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
-    match timeout(ANSWER, call).await {
+    match timeout(crate::patience(ANSWER), call).await {
         Ok(answer) => answer,
-        Err(_) => bail!("{what}: no answer within {} s", ANSWER.as_secs()),
+        Err(_) => bail!("{what}: no answer within {} s", crate::patience(ANSWER).as_secs()),
     }
 }

@@ -158,7 +158,20 @@ fn build(storage: Storage, folder: &Path, hierarchies: &[Hierarchy]) -> Result<(
     }
     tmpfs(Path::new("/run"))?;
     fs::create_dir_all("/run/lock")?;
-    rebuild_cgroups(hierarchies)
+    rebuild_cgroups(hierarchies)?;
+    hand_down_controllers()
+}
+
+/// Version 2 lets no process be beside cgroups with controllers: ours step aside, into a cgroup of their own.
+fn hand_down_controllers() -> Result<()> {
+    let top = Path::new("/sys/fs/cgroup");
+    let Ok(controllers) = fs::read_to_string(top.join("cgroup.controllers")) else { return Ok(()) };
+    let own = top.join("machine");
+    fs::create_dir_all(&own)?;
+    fs::write(own.join("cgroup.procs"), "0").context("step aside")?;
+    let all: Vec<String> = controllers.split_whitespace().map(|one| format!("+{one}")).collect();
+    fs::write(top.join("cgroup.subtree_control"), all.join(" "))
+        .context("hand down the controllers")
 }
 
 fn tmpfs(at: &Path) -> Result<()> {

@@ -195,11 +195,14 @@ impl Node {
             .spawn()
             .context("start containerd")?;
         *self.child() = Some(child);
-        let until = Instant::now() + Duration::from_secs(30);
+        let until = Instant::now() + crate::patience(Duration::from_secs(30));
         loop {
             let request = cri::StatusRequest { verbose: false };
-            let answer =
-                tokio::time::timeout(Duration::from_secs(5), self.cri().status(request)).await;
+            let answer = tokio::time::timeout(
+                crate::patience(Duration::from_secs(5)),
+                self.cri().status(request),
+            )
+            .await;
             if let Ok(Ok(status)) = answer {
                 let conditions = status.into_inner().status.map(|one| one.conditions);
                 if conditions.is_some_and(|all| all.iter().all(|one| one.status)) {
@@ -221,7 +224,7 @@ impl Node {
     /// Starts containerd again if it has ended without being asked to.
     pub async fn ensure(&self) -> Result<()> {
         // A process that dies of a panic may take a while to write down why.
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + crate::patience(Duration::from_secs(10));
         loop {
             let ended = match self.child().as_mut() {
                 Some(child) => child.try_wait()?.is_some(),
@@ -249,7 +252,7 @@ impl Node {
         self.signal(signal)?;
         let Some(mut child) = self.child().take() else { return Ok(()) };
         let wait = tokio::task::spawn_blocking(move || child.wait());
-        tokio::time::timeout(Duration::from_secs(20), wait)
+        tokio::time::timeout(crate::patience(Duration::from_secs(20)), wait)
             .await
             .context("containerd does not end")???;
         Ok(())
@@ -270,7 +273,7 @@ impl Node {
     /// Runs `ctr` to its end and returns what it printed.
     pub async fn ctr(&self, arguments: &[&str]) -> Result<String> {
         let output = self.ctr_command(arguments).output();
-        let output = tokio::time::timeout(Duration::from_mins(1), output)
+        let output = tokio::time::timeout(crate::patience(Duration::from_mins(1)), output)
             .await
             .with_context(|| format!("ctr {} does not end", arguments.join(" ")))??;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -298,7 +301,7 @@ impl Node {
             self.ctr(&["-n", "k8s.io", "images", "import", "--label", label, tar]).await?;
             self.ctr(&["-n", "default", "images", "import", tar]).await?;
             // CRI learns of images by event.
-            let until = Instant::now() + Duration::from_secs(10);
+            let until = Instant::now() + crate::patience(Duration::from_secs(10));
             loop {
                 let image = cri::ImageSpec { image: reference.to_owned(), ..Default::default() };
                 let request = cri::ImageStatusRequest { image: Some(image), verbose: false };
@@ -322,11 +325,17 @@ impl Node {
         for pod in list.into_inner().items {
             let id = pod.id.clone();
             let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.clone() };
-            let _ =
-                tokio::time::timeout(Duration::from_secs(20), cri.stop_pod_sandbox(request)).await;
+            let _ = tokio::time::timeout(
+                crate::patience(Duration::from_secs(20)),
+                cri.stop_pod_sandbox(request),
+            )
+            .await;
             let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id };
-            let _ = tokio::time::timeout(Duration::from_secs(20), cri.remove_pod_sandbox(request))
-                .await;
+            let _ = tokio::time::timeout(
+                crate::patience(Duration::from_secs(20)),
+                cri.remove_pod_sandbox(request),
+            )
+            .await;
         }
         for namespace in ["default", "k8s.io"] {
             let tasks = self.ctr(&["-n", namespace, "tasks", "ls", "-q"]).await.unwrap_or_default();

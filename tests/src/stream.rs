@@ -130,7 +130,9 @@ impl Session {
     pub async fn expect(&mut self, text: &str) -> Result<()> {
         while !String::from_utf8_lossy(&self.stdout).contains(text) {
             let read = self.read();
-            let more = tokio::time::timeout(std::time::Duration::from_secs(10), read).await;
+            let more =
+                tokio::time::timeout(crate::patience(std::time::Duration::from_secs(10)), read)
+                    .await;
             let Ok(more) = more else {
                 bail!("the stream does not bring {text:?}, only: {}", self.output());
             };
@@ -143,7 +145,7 @@ impl Session {
 
     /// Reads to the end and returns everything from standard output.
     pub async fn to_end(&mut self) -> Result<String> {
-        while tokio::time::timeout(std::time::Duration::from_secs(20), self.read())
+        while tokio::time::timeout(crate::patience(std::time::Duration::from_secs(20)), self.read())
             .await
             .context("the stream does not end")??
         {}

@@ -3,7 +3,7 @@
 use std::fs;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -17,6 +17,9 @@ use tokio::sync::{Mutex, OnceCell};
 use crate::audit::{Snapshot, leftovers};
 use crate::machine::{Storage, enter};
 use crate::node::{Node, Settings, tail};
+use crate::patience;
+use crate::vm::ONLY;
+use crate::vm::host::plain_name;
 
 /// No test takes longer than this; a hang must become a failure.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -147,7 +150,18 @@ impl Suite {
     }
 
     /// Runs what the arguments ask for and exits.
-    pub fn run(self) -> ! {
+    pub fn run(mut self) -> ! {
+        if let Ok(only) = std::env::var(ONLY)
+            && !only.is_empty()
+        {
+            let program = std::env::args_os().next().unwrap_or_default();
+            let program = plain_name(Path::new(&program));
+            let chosen = |one: &Trial| {
+                let name = format!("{program}::{}", one.name());
+                only.split(',').any(|part| name.contains(part))
+            };
+            self.trials.retain(chosen);
+        }
         libtest_mimic::run(&self.arguments, self.trials).exit()
     }
 }
@@ -171,10 +185,10 @@ impl World {
         let log = node.log().len();
         let case = Case { node: Arc::clone(node), handler };
         let test = AssertUnwindSafe(test(case)).catch_unwind();
-        let outcome = match tokio::time::timeout(LIMIT, test).await {
+        let outcome = match tokio::time::timeout(patience(LIMIT), test).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(anyhow::anyhow!(last_panic())),
-            Err(_) => Err(anyhow::anyhow!("not done after {} s", LIMIT.as_secs())),
+            Err(_) => Err(anyhow::anyhow!("not done after {} s", patience(LIMIT).as_secs())),
         };
         let outcome = match outcome {
             Err(error) => Err(error),
@@ -187,7 +201,7 @@ impl World {
         if let Err(error) = outcome {
             let all = node.log();
             let log = tail(all.get(log..).unwrap_or_default(), log_lines());
-            let cleaned = tokio::time::timeout(LIMIT, node.clean_up()).await;
+            let cleaned = tokio::time::timeout(patience(LIMIT), node.clean_up()).await;
             let cleaned = match cleaned {
                 Ok(Ok(())) => String::new(),
                 Ok(Err(error)) => format!("\nand the clean-up failed: {error:#}"),

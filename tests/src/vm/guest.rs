@@ -1,0 +1,158 @@
+//! The guest's side: makes a plain machine usable, runs the test programs, prints a line for each test.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
+use serde_json::Value;
+
+use super::{Job, ONLY, PATIENCE, line};
+
+const PAYLOAD: &str = "/payload";
+/// Emulation is that much slower than the machines that the tests' limits were made for.
+const SLOWER: &str = "6";
+const MODULES: [&str; 14] = [
+    "overlay",
+    "erofs",
+    "bridge",
+    "br_netfilter",
+    "veth",
+    "nf_tables",
+    "nft_compat",
+    "nft_chain_nat",
+    "xt_comment",
+    "xt_MASQUERADE",
+    "xt_mark",
+    "xt_addrtype",
+    "xt_multiport",
+    "xt_conntrack",
+];
+
+/// Does the job and switches the machine off. Never returns while the machine is there.
+pub fn main() -> Result<()> {
+    if let Err(error) = work() {
+        println!("{} the guest: {error:#}", line::FAIL);
+    }
+    nix::unistd::sync();
+    // At once: nothing in here is worth an orderly end, and the emulator takes a reboot for the end.
+    fs::write("/proc/sysrq-trigger", "b").context("switch the machine off")?;
+    loop {
+        std::thread::park();
+    }
+}
+
+fn work() -> Result<()> {
+    if std::process::id() == 1 {
+        prepare().context("prepare the machine")?;
+    }
+    let job = fs::read(Path::new(PAYLOAD).join(Job::FILE)).context("read the job")?;
+    let job =
+        Job::from_json(&serde_json::from_slice::<Value>(&job)?).context("understand the job")?;
+    fs::create_dir_all(&job.deps)?;
+    let none = None::<&str>;
+    mount(Some(&Path::new(PAYLOAD).join("deps")), &job.deps, none, MsFlags::MS_BIND, none)
+        .context("bind the prerequisites")?;
+    let mut ran = 0;
+    for program in &job.programs {
+        ran += run(&job, program).with_context(|| format!("run {program}"))?;
+    }
+    println!("{} {ran}", line::DONE);
+    Ok(())
+}
+
+/// What a first process has to do before others can work.
+fn prepare() -> Result<()> {
+    let none = None::<&str>;
+    let make = |kind: &str, at: &str| {
+        fs::create_dir_all(at)?;
+        mount(Some(kind), at, Some(kind), MsFlags::empty(), none)
+            .with_context(|| format!("mount {at}"))
+    };
+    make("proc", "/proc")?;
+    make("sysfs", "/sys")?;
+    make("devpts", "/dev/pts")?;
+    for at in ["/dev/shm", "/run", "/tmp"] {
+        make("tmpfs", at)?;
+    }
+    make("cgroup2", "/sys/fs/cgroup")?;
+    let all = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")?;
+    let all: Vec<String> = all.split_whitespace().map(|one| format!("+{one}")).collect();
+    fs::write("/sys/fs/cgroup/cgroup.subtree_control", all.join(" "))
+        .context("hand down the controllers")?;
+    if !Path::new("/dev/fd").exists() {
+        symlink("/proc/self/fd", "/dev/fd")?;
+    }
+    nix::unistd::sethostname("guest")?;
+    let arguments: [&[&str]; 2] = [&["modprobe", "-a"], &["ip", "link", "set", "lo", "up"]];
+    for (index, words) in arguments.iter().enumerate() {
+        let mut command = Command::new(format!("/usr/sbin/{}", words[0]));
+        command.args(&words[1..]);
+        if index == 0 {
+            command.args(MODULES);
+        }
+        if !command.status()?.success() {
+            println!("{} {} fails", line::NOTE, words.join(" "));
+        }
+    }
+    Ok(())
+}
+
+/// Runs one test program and returns how many tests ran. What it prints is turned into lines for the host.
+fn run(job: &Job, name: &str) -> Result<u32> {
+    let here = Path::new(PAYLOAD);
+    let kind = if needs_failpoints(name) { "failpoints" } else { "release" };
+    println!("{} {name} with {} and the {kind} shim", line::NOTE, job.variant.name());
+    let mut child = Command::new(here.join("tests").join(name))
+        .args(["--color", "never"])
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("LC_ALL", "C")
+        .env("HOME", "/root")
+        .env("MOORING_DEPS", &job.deps)
+        .env("MOORING_SHIM", here.join(kind).join("containerd-shim-mooring-v1"))
+        .env("MOORING_RUNC", job.deps.join("bin").join(job.variant.runtime()))
+        .env(ONLY, &job.only)
+        .env(PATIENCE, SLOWER)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let output = child.stdout.take().context("no output")?;
+    let (mut ran, mut failed, mut since, mut failures) = (0, false, Instant::now(), false);
+    for printed in BufReader::new(output).lines() {
+        let printed = printed?;
+        if failures {
+            println!("{}{printed}", line::WHY);
+            continue;
+        }
+        let test = printed.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "));
+        let Some((test, outcome)) = test else {
+            failures |= printed == "failures:";
+            continue;
+        };
+        let word = match outcome.split([' ', ',']).next() {
+            Some("ok") => line::PASS,
+            Some("ignored") => line::SKIP,
+            _ => line::FAIL,
+        };
+        let rest = if word == line::SKIP { outcome } else { "" };
+        let took = since.elapsed().as_secs_f32();
+        println!("{word} {}: {name}::{} {rest}({took:.1} s)", job.variant.name(), test.trim());
+        ran += u32::from(word != line::SKIP);
+        failed |= word == line::FAIL;
+        since = Instant::now();
+    }
+    let status = child.wait()?;
+    if !status.success() && !failed {
+        bail!("it ended with {status}");
+    }
+    Ok(ran)
+}
+
+/// Whether the tests of a program make the shim die at points that exist in no release.
+pub fn needs_failpoints(program: &str) -> bool {
+    program.starts_with("teardown_")
+}

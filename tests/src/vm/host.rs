@@ -1,0 +1,330 @@
+//! The host's side: packs a disk, boots the machine, passes on its results while they come.
+
+use std::collections::{HashSet, VecDeque};
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use super::guest::needs_failpoints;
+use super::{Job, ONLY, Variant, line};
+use crate::node::{deps, shim};
+
+/// The guest's memory in MiB.
+const MEMORY: &str = "2560";
+/// How much of what the guest said is shown when it ends otherwise than it should.
+const TAIL: usize = 60;
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// The machines, one after another.
+    pub variants: Vec<Variant>,
+    /// See [`ONLY`]; empty means all tests.
+    pub only: String,
+    /// The chosen tests of each variant instead of all.
+    pub core: bool,
+    /// The folder with the shim that is shipped; the one with failpoints is found as all tests find theirs.
+    pub release: PathBuf,
+    /// A machine is given up after so long.
+    pub limit: Duration,
+    /// Keeps all that the machines say in files of this folder.
+    pub logs: Option<PathBuf>,
+}
+
+/// Boots each machine; fails when a test did, or did not run.
+pub fn run(wish: &Wish) -> Result<()> {
+    let all = programs()?;
+    let mut failed = Vec::new();
+    for &variant in &wish.variants {
+        let only = if wish.core { variant.core().join(",") } else { wish.only.clone() };
+        let begun = Instant::now();
+        let outcome = one(wish, variant, &only, &all);
+        let took = begun.elapsed().as_secs();
+        match outcome {
+            Ok(passed) => println!("vm {}: {passed} tests passed in {took} s", variant.name()),
+            Err(error) => {
+                println!("vm {}: {error:#} (after {took} s)", variant.name());
+                failed.push(variant.name());
+            }
+        }
+    }
+    ensure!(failed.is_empty(), "failed on: {}", failed.join(", "));
+    Ok(())
+}
+
+fn one(wish: &Wish, variant: Variant, only: &str, all: &[PathBuf]) -> Result<u32> {
+    let mut chosen = Vec::new();
+    let mut expected = 0;
+    for program in all {
+        let tests = count(program, only)?;
+        if tests > 0 {
+            chosen.push(program.clone());
+            expected += tests;
+        }
+    }
+    ensure!(expected > 0, "no test matches {only:?}");
+    println!("vm {}: {expected} tests of {} programs", variant.name(), chosen.len());
+    let folder = tempfile::Builder::new().prefix("mooring-vm-").tempdir_in("/var/tmp")?;
+    let deps = deps()?;
+    let disk = pack(wish, variant, only, &chosen, folder.path(), &deps).context("pack the disk")?;
+    let log = wish.logs.as_deref().unwrap_or(folder.path()).join(format!("{}.log", variant.name()));
+    let mut machine = boot(variant, &deps.join("vm"), &disk)?;
+    let watched = watch(&mut machine, &log, wish.limit);
+    let _ = machine.kill();
+    let _ = machine.wait();
+    let seen = watched?;
+    if seen.failed > 0 {
+        bail!("{} of {} tests failed", seen.failed, seen.passed + seen.failed);
+    }
+    if seen.done.is_none() || seen.passed + seen.skipped < expected {
+        bail!(
+            "only {} of {expected} tests ran; the machine's last words:\n{}",
+            seen.passed,
+            seen.tail
+        );
+    }
+    ensure!(seen.passed > 0, "every test was skipped");
+    Ok(seen.passed)
+}
+
+/// The compiled test programs, by the selection that everything here is built with.
+fn programs() -> Result<Vec<PathBuf>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let arguments =
+        "test --workspace --all-features --locked --test * --no-run --quiet --message-format json";
+    let output = Command::new(cargo)
+        .args(arguments.split(' '))
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .stderr(Stdio::inherit())
+        .output()
+        .context("run cargo")?;
+    ensure!(output.status.success(), "cargo does not build the tests");
+    let messages = String::from_utf8(output.stdout)?;
+    let messages = messages.lines().filter_map(|one| serde_json::from_str::<Value>(one).ok());
+    let of_ours = messages.filter(|one| {
+        let name = one.pointer("/manifest_path").and_then(Value::as_str).unwrap_or_default();
+        Path::new(name) == Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")
+            && one.pointer("/target/kind/0").and_then(Value::as_str) == Some("test")
+    });
+    let found = of_ours.filter_map(|one| Some(one.get("executable")?.as_str()?.into()));
+    let found: Vec<PathBuf> = found.collect();
+    ensure!(!found.is_empty(), "cargo names no test program");
+    Ok(found)
+}
+
+/// How many tests a program has that match.
+fn count(program: &Path, only: &str) -> Result<u32> {
+    let output = Command::new(program).arg("--list").env(ONLY, only).output()?;
+    ensure!(output.status.success(), "{} does not list its tests", program.display());
+    let tests = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter(|one| one.ends_with(": test"))
+        .count();
+    Ok(u32::try_from(tests)?)
+}
+
+/// The name of a test program, without the hash that cargo adds.
+pub fn plain_name(program: &Path) -> String {
+    let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    match name.rsplit_once('-') {
+        Some((plain, hash))
+            if hash.len() == 16 && hash.bytes().all(|one| one.is_ascii_hexdigit()) =>
+        {
+            plain.to_owned()
+        }
+        _ => name,
+    }
+}
+
+fn pack(
+    wish: &Wish,
+    variant: Variant,
+    only: &str,
+    chosen: &[PathBuf],
+    folder: &Path,
+    deps: &Path,
+) -> Result<PathBuf> {
+    let payload = folder.join("payload");
+    for sub in ["tests", "release", "failpoints", "deps"] {
+        fs::create_dir_all(payload.join(sub))?;
+    }
+    let names: Vec<String> = chosen.iter().map(|one| plain_name(one)).collect();
+    for (program, name) in chosen.iter().zip(&names) {
+        stripped(program, &payload.join("tests").join(name))?;
+    }
+    stripped(&PathBuf::from(format!("/proc/{}/exe", std::process::id())), &payload.join("vm"))?;
+    let mut shims = HashSet::new();
+    for name in &names {
+        if needs_failpoints(name) {
+            shims.insert((shim()?.parent().context("no folder")?.to_owned(), "failpoints"));
+        } else {
+            shims.insert((wish.release.clone(), "release"));
+        }
+    }
+    for (from, kind) in shims {
+        for program in ["containerd-shim-mooring-v1", "mooring"] {
+            stripped(&from.join(program), &payload.join(kind).join(program))?;
+        }
+    }
+    for part in ["bin", "lib", "cni", "images"] {
+        let copied =
+            Command::new("cp").arg("-r").arg(deps.join(part)).arg(payload.join("deps")).status()?;
+        ensure!(copied.success(), "cannot copy {part}");
+    }
+    let job = Job { variant, deps: home(deps)?, programs: names, only: only.to_owned() };
+    fs::write(payload.join(Job::FILE), job.to_json().to_string())?;
+    let disk = folder.join("disk");
+    let size = Command::new("du").arg("-sm").arg(&payload).output()?;
+    let size = String::from_utf8_lossy(&size.stdout)
+        .split('\t')
+        .next()
+        .and_then(|one| one.parse::<u64>().ok());
+    let size = format!("{}M", size.context("no size")? * 5 / 4 + 64);
+    let made = Command::new("/usr/sbin/mke2fs")
+        .args(["-q", "-t", "ext4", "-O", "^has_journal", "-E", "root_owner=0:0", "-d"])
+        .args([&payload, &disk])
+        .arg(size)
+        .stdout(Stdio::null())
+        .status()
+        .context("run mke2fs")?;
+    ensure!(made.success(), "mke2fs fails");
+    fs::remove_dir_all(&payload)?;
+    Ok(disk)
+}
+
+/// Where the prerequisites were made: programs among them look for their libraries there.
+fn home(deps: &Path) -> Result<PathBuf> {
+    let loader =
+        Command::new("patchelf").arg("--print-interpreter").arg(deps.join("bin/runc")).output()?;
+    let loader = PathBuf::from(String::from_utf8(loader.stdout)?.trim());
+    let home =
+        loader.parent().and_then(Path::parent).context("runc has no loader: run tools/deps.sh")?;
+    Ok(home.to_owned())
+}
+
+/// Without what debuggers need, which is most of it.
+fn stripped(from: &Path, to: &Path) -> Result<()> {
+    let stripped =
+        Command::new("strip").arg("-o").arg(to).arg(from).status().context("run strip")?;
+    ensure!(stripped.success(), "cannot strip {}", from.display());
+    Ok(())
+}
+
+/// Emulated, since a kernel virtual machine may be missing where tests run, or not boot a stock kernel.
+fn boot(variant: Variant, parts: &Path, disk: &Path) -> Result<Child> {
+    for part in ["kernel", "initramfs", "disk"] {
+        ensure!(
+            parts.join(part).exists(),
+            "{} is missing: run tools/deps-vm.sh",
+            parts.join(part).display()
+        );
+    }
+    let drive = |file: &Path| {
+        format!("file={},format=raw,if=virtio,cache=unsafe,snapshot=on", file.display())
+    };
+    let append = format!(
+        "console=ttyS0 quiet panic=-1 cgroup_no_v1=all mitigations=off random.trust_cpu=on first={} {}",
+        variant.first(),
+        variant.kernel()
+    );
+    Command::new("qemu-system-x86_64")
+        .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", MEMORY])
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+            "-nographic",
+            "-device",
+            "virtio-rng-pci",
+        ])
+        .arg("-kernel")
+        .arg(parts.join("kernel"))
+        .arg("-initrd")
+        .arg(parts.join("initramfs"))
+        .args(["-append", &append, "-serial", "stdio"])
+        .args(["-drive", &drive(&parts.join("disk")), "-drive", &drive(disk)])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .context("run qemu-system-x86_64: run tools/deps-vm.sh")
+}
+
+/// What the machine told.
+#[derive(Default)]
+struct Seen {
+    passed: u32,
+    failed: u32,
+    skipped: u32,
+    done: Option<String>,
+    tail: String,
+}
+
+fn watch(machine: &mut Child, log: &Path, limit: Duration) -> Result<Seen> {
+    let lines = lines_of(machine)?;
+    let mut log = fs::File::create(log).with_context(|| format!("write {}", log.display()))?;
+    let (mut seen, mut tail) = (Seen::default(), VecDeque::new());
+    let until = Instant::now() + limit;
+    loop {
+        let text = match lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(text) => text,
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                tail.push_back(format!("(given up after {} s)", limit.as_secs()));
+                break;
+            }
+        };
+        writeln!(log, "{text}")?;
+        match text.split(' ').next().unwrap_or_default() {
+            line::PASS => seen.passed += 1,
+            line::FAIL => seen.failed += 1,
+            line::SKIP => seen.skipped += 1,
+            line::DONE => seen.done = Some(text.clone()),
+            line::NOTE => {}
+            _ if text.starts_with(line::WHY) => {}
+            _ => {
+                tail.push_back(text);
+                if tail.len() > TAIL {
+                    tail.pop_front();
+                }
+                continue;
+            }
+        }
+        println!("{text}");
+        tail.push_back(text);
+    }
+    seen.tail = Vec::from(tail).join("\n");
+    Ok(seen)
+}
+
+fn lines_of(machine: &mut Child) -> Result<Receiver<String>> {
+    let output = machine.stdout.take().context("the machine has no serial line")?;
+    let (send, receive) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+            let text = String::from_utf8_lossy(&line).replace('\r', "");
+            if send.send(text).is_err() {
+                break;
+            }
+        }
+    });
+    Ok(receive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargos_hash_is_no_part_of_a_programs_name() {
+        assert_eq!(plain_name(Path::new("/a/cri_io-4d0ff6961f34b33c")), "cri_io");
+        assert_eq!(plain_name(Path::new("/a/cri_io")), "cri_io");
+        assert_eq!(plain_name(Path::new("/a/odd-name")), "odd-name");
+    }
+}
