@@ -7,7 +7,7 @@ use std::{
 
 use mooring::cgroup;
 use nix::{
-    sys::prctl,
+    sys::{prctl, signal::SigSet},
     unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, getppid, setsid},
 };
 
@@ -44,6 +44,29 @@ fn close_range(first: RawFd, last: RawFd) {
     // Both are positive. Where the kernel is too old for the call, what was inherited stays open: a flaw, no fault.
     // SAFETY: the files in this range were inherited from containerd; nothing in this process refers to them.
     unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+}
+
+/// Gives back to every signal what it does by default, and blocks none: what whoever started containerd ignored or
+/// blocked is not for containers, plugins and log programs to inherit. SIGPIPE stays ignored in this process; the
+/// standard library resets it in children.
+pub fn reset_signals() {
+    /// Larger than the kernel's `struct sigaction`, which begins with the handler on every architecture of ours.
+    type Action = [usize; 8];
+    for signal in (1..=libc::SIGRTMAX()).filter(|signal| *signal != libc::SIGPIPE) {
+        let mut old: Action = [libc::SIG_DFL; 8];
+        let default: Action = [libc::SIG_DFL; 8];
+        // SAFETY: the kernel reads and writes less than the arrays hold. libc's own call would refuse its signals.
+        unsafe {
+            let none = std::ptr::null::<Action>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, none, &raw mut old, 8);
+            if old.first() == Some(&libc::SIG_IGN) {
+                let none = std::ptr::null_mut::<Action>();
+                libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, none, 8);
+            }
+        }
+    }
+    // An empty set is always valid.
+    let _ = SigSet::empty().thread_set_mask();
 }
 
 /// The score of containerd, while it is the parent of this process.

@@ -25,8 +25,9 @@ use args::Request;
 
 fn main() -> ExitCode {
     memory::be_frugal();
+    detach::reset_signals();
     let done = match args::parse(env::args_os().skip(1)) {
-        Ok(Request::Start(args)) => start::run(args).map(String::into_bytes).map_err(print),
+        Ok(Request::Start(args)) => start::run(args).map_err(print),
         Ok(Request::Info(_)) => info::run().map_err(print),
         Ok(Request::Version) => Ok(info::version().into_bytes()),
         Ok(Request::Delete(args)) => delete::run(&args).map_err(print),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use containerd_shim_protos::{
-    bootstrap_api::BootstrapParams,
+    bootstrap_api::{BootstrapParams, BootstrapResult},
     protobuf::{Message, well_known_types::any::Any},
 };
 use log::LevelFilter;
@@ -30,6 +30,9 @@ use crate::{
 
 /// The most that is read from standard input.
 const INPUT_LIMIT: u64 = 10 << 20;
+/// The version of the shim's interface: from this one on, containerd reaches a sandbox's containers by its socket.
+const VERSION: i32 = 3;
+const PROTOCOL: &str = "ttrpc";
 /// What the daemon says when it is ready; anything else is why it is not.
 pub const READY: &[u8] = b"ready";
 /// Containers with the same value of one of these share a shim, the first one found counts.
@@ -54,6 +57,8 @@ pub struct Launch {
     pub options: Option<AnyValue>,
     /// What is logged.
     pub level: LevelFilter,
+    /// Whether the start was asked for by bootstrap parameters, as containerd does from 2.3 on.
+    pub bootstrap: bool,
 }
 
 /// `start` failed; nothing of it is left.
@@ -68,6 +73,9 @@ pub enum Error {
     /// Standard input is neither options nor bootstrap parameters.
     #[error("standard input holds no runtime options: {0}")]
     Options(containerd_shim_protos::protobuf::Error),
+    /// The answer does not encode.
+    #[error("encode the answer: {0}")]
+    Answer(containerd_shim_protos::protobuf::Error),
     /// A file of the bundle names something that is no identifier.
     #[error("{place}: {source}")]
     Group {
@@ -104,7 +112,7 @@ pub enum Error {
 }
 
 /// Finds or starts the shim; the answer is what containerd wants to read.
-pub fn run(args: Args) -> Result<String, Error> {
+pub fn run(args: Args) -> Result<Vec<u8>, Error> {
     let input = read_input(io::stdin().lock())?;
     let bundle = env::current_dir().map_err(|source| Error::Bundle { path: ".".into(), source })?;
     // The arguments were checked to have both.
@@ -123,7 +131,7 @@ pub fn run(args: Args) -> Result<String, Error> {
     if let Some(sandbox) = sandbox_of(&bundle)? {
         let path = path(&sandbox);
         if socket::serves(&path) {
-            return Ok(answer(&path));
+            return answer(&path, boot.bootstrap);
         }
         return Err(Error::SandboxGone(sandbox));
     }
@@ -139,7 +147,7 @@ pub fn run(args: Args) -> Result<String, Error> {
         });
     let level = boot.level.unwrap_or(LevelFilter::Info);
     let level = if args.debug { level.max(LevelFilter::Debug) } else { level };
-    let answer = answer(&socket);
+    let answer = answer(&socket, boot.bootstrap)?;
     let launch = Launch {
         namespace,
         id,
@@ -149,6 +157,7 @@ pub fn run(args: Args) -> Result<String, Error> {
         ttrpc_address,
         options: boot.options,
         level,
+        bootstrap: boot.bootstrap,
     };
     become_two(launch).inspect_err(|_| {
         // The address leads nowhere now. Failing to remove it changes nothing: the next start replaces it.
@@ -198,9 +207,20 @@ fn leave_with(say: OwnedFd, word: &[u8], code: i32) -> ! {
     std::process::exit(code)
 }
 
-fn answer(socket: &Path) -> String {
-    let address = serde_json::Value::from(socket::address(socket));
-    format!(r#"{{"version":3,"address":{address},"protocol":"ttrpc"}}"#)
+/// Where the shim listens, in the form that the question had: protobuf for bootstrap parameters, else JSON.
+fn answer(socket: &Path, bootstrap: bool) -> Result<Vec<u8>, Error> {
+    let address = socket::address(socket);
+    if bootstrap {
+        let result = BootstrapResult {
+            version: VERSION,
+            address,
+            protocol: PROTOCOL.into(),
+            ..BootstrapResult::default()
+        };
+        return result.write_to_bytes().map_err(Error::Answer);
+    }
+    let answer = serde_json::json!({"version": VERSION, "address": address, "protocol": PROTOCOL});
+    Ok(answer.to_string().into_bytes())
 }
 
 /// Reads all of standard input, which may be closed, empty, or a terminal on which nobody is going to type protobuf.
@@ -242,6 +262,8 @@ struct Boot {
     ttrpc_address: Option<PathBuf>,
     grpc_address: Option<PathBuf>,
     socket_folder: Option<PathBuf>,
+    /// Whether these were bootstrap parameters.
+    bootstrap: bool,
 }
 
 impl Boot {
@@ -279,6 +301,7 @@ impl Boot {
             ttrpc_address: path(params.containerd_ttrpc_address),
             grpc_address: path(params.containerd_grpc_address),
             socket_folder: params.socket_dir.and_then(path),
+            bootstrap: true,
         }
     }
 }

@@ -17,7 +17,7 @@ use containerd_shim_protos::{
         ConnectRequest, ConnectResponse, CreateTaskRequest, KillRequest, PidsRequest,
         ShutdownRequest,
     },
-    bootstrap_api::{BootstrapParams, Extension},
+    bootstrap_api::{BootstrapParams, BootstrapResult, Extension},
     protobuf::{Message, MessageField, well_known_types::any::Any},
     sandbox_api::{PlatformRequest, StartSandboxRequest},
     sandbox_sync::SandboxClient,
@@ -86,12 +86,10 @@ impl Bundle {
 
     fn start(&self) -> Daemon {
         let output = self.start_with(&self.params(None));
-        let answer = String::from_utf8(output.stdout).unwrap();
-        assert!(output.status.success() && output.stderr.is_empty(), "{answer}");
-        let address = answer
-            .strip_prefix("{\"version\":3,\"address\":\"")
-            .and_then(|rest| rest.strip_suffix("\",\"protocol\":\"ttrpc\"}"))
-            .unwrap_or_else(|| panic!("{answer}"));
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        let answer = BootstrapResult::parse_from_bytes(&output.stdout).unwrap();
+        assert_eq!((answer.version, answer.protocol.as_str()), (3, "ttrpc"));
+        let address = answer.address.as_str();
         let client = Client::connect(address).unwrap();
         let task = TaskClient::new(client.clone());
         let request = ConnectRequest { id: self.id.clone(), ..ConnectRequest::default() };
@@ -161,6 +159,19 @@ fn a_second_start_finds_the_first_ones_daemon() {
     assert_eq!(first.socket, second.socket);
 }
 
+/// containerd before 2.3 writes options, or nothing, and reads JSON.
+#[test]
+fn who_asks_without_bootstrap_parameters_is_answered_in_json() {
+    let bundle = Bundle::new("json");
+    let output = bundle.start_with(b"");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&answer["version"], &answer["protocol"]), (&3.into(), &"ttrpc".into()));
+    let client = Client::connect(answer["address"].as_str().unwrap()).unwrap();
+    let request = ShutdownRequest { id: "json".into(), ..ShutdownRequest::default() };
+    TaskClient::new(client).shutdown(soon(), &request).unwrap();
+}
+
 #[test]
 fn the_daemon_is_on_its_own() {
     let daemon = Bundle::new("alone").start();
@@ -192,6 +203,8 @@ fn what_containerd_asks_after_its_own_restart_is_answered() {
     assert_eq!(code(daemon.task.pids(soon(), &pids)), Code::NOT_FOUND);
     let connect = ConnectRequest { id: "other".into(), ..ConnectRequest::default() };
     assert_eq!(code(daemon.task.connect(soon(), &connect)), Code::NOT_FOUND);
+    let shim = daemon.task.connect(soon(), &ConnectRequest::default()).unwrap();
+    assert_eq!(shim.shim_pid, daemon.pid.as_raw().unsigned_abs());
     let sandbox = SandboxClient::new(daemon.client.clone());
     let platform =
         |id: &str| PlatformRequest { sandbox_id: id.into(), ..PlatformRequest::default() };
@@ -272,8 +285,8 @@ fn a_container_of_a_sandbox_is_sent_to_the_sandboxs_shim() {
     fs::write(bundle.folder.path().join("sandbox"), "pod").unwrap();
     let container = Bundle { id: "container".into(), ..bundle };
     let answer = container.start_with(&container.params(None));
-    let answer = String::from_utf8(answer.stdout).unwrap();
-    assert!(answer.contains(daemon.socket.to_str().unwrap()), "{answer}");
+    let answer = BootstrapResult::parse_from_bytes(&answer.stdout).unwrap();
+    assert_eq!(answer.address, format!("unix://{}", daemon.socket.display()));
 
     kill(daemon.pid, Signal::SIGKILL).unwrap();
     assert!(daemon.ends_within(Duration::from_secs(5)));

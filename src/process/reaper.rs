@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     io,
+    os::unix::process::CommandExt,
     process::Command,
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
@@ -11,7 +12,7 @@ use std::{
 use nix::{
     errno::Errno,
     sys::wait::{Id as WaitId, WaitPidFlag, WaitStatus, waitid, waitpid},
-    unistd::Pid,
+    unistd::{Pid, getgid},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -116,7 +117,9 @@ impl Reaper {
     pub fn spawn(&self, command: &mut Command) -> io::Result<(Exited, std::process::Child)> {
         // Held across the spawn so that the child's exit cannot be reaped before it is watched.
         let mut state = lock(&self.state);
-        let child = command.spawn()?;
+        // Naming an id that it has anyway makes the standard library fork: libc's posix_spawn leaves the child with
+        // signal 32 ignored, and a container's init would inherit that from the OCI runtime.
+        let child = command.gid(getgid().as_raw()).spawn()?;
         let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
         Ok((watch_pid(&mut state, pid), child))
     }

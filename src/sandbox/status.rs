@@ -80,6 +80,14 @@ impl Sandbox {
         Ok(Status { pid, ready, created_at: pod.created_at, exited_at, info })
     }
 
+    /// The process or thread that stands for the pod, while one does.
+    pub fn own_pid(&self) -> Option<u32> {
+        match &*self.state() {
+            State::Ready { pid, .. } => Some(*pid),
+            _ => None,
+        }
+    }
+
     /// Whether the sandbox is there and has not ended.
     pub fn ping(&self) -> Result<(), Error> {
         match *self.state() {

@@ -8,7 +8,7 @@ use mooring_e2e::cri::{ContainerSpec, PodSpec};
 use mooring_e2e::node::Settings;
 use mooring_e2e::stream::Wish;
 use mooring_e2e::suite;
-use mooring_e2e::suite::Case;
+use mooring_e2e::suite::{Case, Handler};
 
 async fn exec_sync_returns_exit_code_and_both_streams(case: Case) -> Result<()> {
     let pod = PodSpec::new(&case).run().await?;
@@ -20,6 +20,24 @@ async fn exec_sync_returns_exit_code_and_both_streams(case: Case) -> Result<()> 
     let missing = container.exec(&["/bin/no-such-program"]).await;
     let message = format!("{:#}", missing.expect_err("a missing program must not run"));
     assert!(message.contains("no such file"), "{message}");
+    pod.end().await
+}
+
+async fn signals_are_as_the_kernel_has_them_in_init_and_exec(case: Case) -> Result<()> {
+    // The peer passes on what its containerd ignores: here what posix_spawn left it, from whoever ran these tests.
+    let look = match case.handler {
+        Handler::Mooring => "grep -E '^Sig(Blk|Ign)' /proc/self/status",
+        Handler::Runc => "grep -E '^SigBlk' /proc/self/status",
+    };
+    let clean = |text: &str| {
+        !text.is_empty() && text.lines().all(|line| line.ends_with(":\t0000000000000000"))
+    };
+    let pod = PodSpec::new(&case).run().await?;
+    let script = format!("{look}; exec sleep 100000");
+    let container = pod.start(&ContainerSpec::script("main", &script)).await?;
+    container.logged("stdout", clean).await?;
+    let exec = container.shell(look).await?;
+    assert!(clean(&exec), "{exec}");
     pod.end().await
 }
 
@@ -196,6 +214,7 @@ async fn listening(container: &mooring_e2e::cri::Container, port: &str) -> Resul
 
 suite!(Settings::default();
     both: exec_sync_returns_exit_code_and_both_streams,
+        signals_are_as_the_kernel_has_them_in_init_and_exec,
         exec_sync_ends_at_its_timeout_and_kills_the_process,
         exec_sync_brings_all_of_a_large_output,
         twenty_execs_at_once_all_answer,

@@ -78,7 +78,7 @@ impl Services {
         publisher: &Publisher,
         ending: &Arc<Ending>,
     ) -> Self {
-        let Launch { namespace, id, grpc_address, .. } = launch;
+        let Launch { namespace, id, grpc_address, bootstrap, .. } = launch;
         let sandbox = Sandbox::new(Environment {
             namespace: namespace.clone(),
             id,
@@ -100,7 +100,14 @@ impl Services {
         let ending = || Arc::clone(ending);
         Self {
             sandbox: Arc::new(sandbox::SandboxService::new(Arc::clone(&sandbox), ending())),
-            task: Arc::new(task::TaskService::new(sandbox, tasks, namespace, options, ending())),
+            task: Arc::new(task::TaskService::new(
+                sandbox,
+                tasks,
+                namespace,
+                options,
+                bootstrap,
+                ending(),
+            )),
         }
     }
 

@@ -29,7 +29,7 @@ use super::{
     convert::{mount, timestamp, value},
     status::{answer, status},
 };
-use crate::task::{CreateRequest, ExecRequest, Status, Streams, Tasks};
+use crate::task::{CreateRequest, Error, ExecRequest, Member, Status, Streams, Tasks};
 
 /// The type of what `Pids` says about a process that is an exec.
 const DETAILS: &str = "containerd.runc.v1.ProcessDetails";
@@ -40,6 +40,8 @@ pub struct TaskService {
     tasks: Tasks,
     namespace: Id,
     options: HandlerOptions,
+    /// Whether containerd speaks the bootstrap protocol: it is 2.3 or later.
+    bootstrap: bool,
     ending: Arc<Ending>,
 }
 
@@ -50,9 +52,10 @@ impl TaskService {
         tasks: Tasks,
         namespace: Id,
         options: HandlerOptions,
+        bootstrap: bool,
         ending: Arc<Ending>,
     ) -> Self {
-        Self { sandbox, tasks, namespace, options, ending }
+        Self { sandbox, tasks, namespace, options, bootstrap, ending }
     }
 
     /// Whether this process still stands for something.
@@ -163,14 +166,27 @@ impl Service for TaskService {
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
         let deed = Deed("processes of", &request.id);
-        let members = self.tasks.pids(&request.id).map_err(|e| deed.failed(&e))?;
+        let members = match self.tasks.pids(&request.id) {
+            // After its own restart containerd asks for the sandbox too, and complains of an error.
+            Err(Error::NoTask(id))
+                if id == self.sandbox.id().as_str() && self.sandbox.is_created() =>
+            {
+                let pid = self.sandbox.own_pid();
+                pid.into_iter().map(|pid| Member { pid, exec_id: None }).collect()
+            }
+            // containerd before 2.3 takes an error for an empty list, and deletes the task with its exit code.
+            Err(Error::Ended { init, .. }) if !self.bootstrap => {
+                vec![Member { pid: init, exec_id: None }]
+            }
+            members => members.map_err(|e| deed.failed(&e))?,
+        };
         let info = |exec: Id| {
             let details = ProcessDetails { exec_id: exec.into(), ..ProcessDetails::default() };
             // A message without required fields always encodes.
             let value = details.write_to_bytes().unwrap_or_default();
             Any { type_url: DETAILS.into(), value, ..Any::default() }
         };
-        let process = |member: crate::task::Member| ProcessInfo {
+        let process = |member: Member| ProcessInfo {
             pid: member.pid,
             info: member.exec_id.map(info).into(),
             ..ProcessInfo::default()
@@ -280,8 +296,8 @@ impl Service for TaskService {
         self.tasks.settled(&request.id).await;
         let task_pid = match self.tasks.pid(&request.id) {
             Ok(pid) => pid,
-            // After its own restart containerd asks for the sandbox as if it were a task.
-            Err(_) if request.id == self.sandbox.id().as_str() => 0,
+            // After its own restart containerd asks for the sandbox as if it were a task. An empty id asks for the shim.
+            Err(_) if request.id.is_empty() || request.id == self.sandbox.id().as_str() => 0,
             Err(error) => return Err(deed.failed(&error)),
         };
         Ok(ConnectResponse {

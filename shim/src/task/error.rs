@@ -46,6 +46,14 @@ pub enum Error {
         /// Why not now.
         what: String,
     },
+    /// All processes of the container have ended; it waits to be deleted.
+    #[error("task \"{task}\" has ended and has no processes")]
+    Ended {
+        /// The container.
+        task: Id,
+        /// What was its init's process id.
+        init: u32,
+    },
     /// The request makes no sense.
     #[error("{0}")]
     Invalid(String),
@@ -98,7 +106,7 @@ impl Coded for Error {
         match self {
             Self::NoTask(_) | Self::NoProcess { .. } | Self::Finished => Code::NotFound,
             Self::Exists(_) => Code::AlreadyExists,
-            Self::State { .. } => Code::FailedPrecondition,
+            Self::State { .. } | Self::Ended { .. } => Code::FailedPrecondition,
             Self::Invalid(_) | Self::InvalidId(_) => Code::InvalidArgument,
             Self::Unimplemented(_) => Code::Unimplemented,
             Self::Pod(error) => error.code,

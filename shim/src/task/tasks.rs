@@ -166,14 +166,23 @@ impl Tasks {
         .await?
     }
 
-    /// The container's processes.
+    /// The container's processes. [`Error::Ended`] when there are none any more: an empty list is what containerd,
+    /// when it is back after a restart, takes for a shim without a task, and it would delete the task and its exit.
     pub fn pids(&self, id: &str) -> Result<Vec<Member>, Error> {
         let container = self.container(id)?;
         let execs: BTreeMap<i32, Id> = lock(&container.execs)
             .iter()
             .filter_map(|(id, process)| Some((process.live()?.pid, id.clone())))
             .collect();
-        let pids = container.cgroup.pids()?;
+        let mut pids = container.cgroup.pids()?;
+        if pids.is_empty() {
+            let pid = container.exited.pid();
+            if container.exited.now().is_some() {
+                let (task, init) = (container.id.clone(), pid.unsigned_abs());
+                return Err(Error::Ended { task, init });
+            }
+            pids.push(pid);
+        }
         let member =
             |pid: i32| Member { pid: pid.unsigned_abs(), exec_id: execs.get(&pid).cloned() };
         Ok(pids.into_iter().map(member).collect())

@@ -3,6 +3,7 @@
 mod bad;
 mod control;
 mod life;
+mod signals;
 mod speed;
 mod stage;
 mod streams;

@@ -112,7 +112,7 @@ impl Stage {
             fs::create_dir(folder.path().join("bundle/rootfs").join(made)).unwrap();
         }
         fs::copy(dependency("busybox"), bin.join("busybox")).unwrap();
-        for applet in ["sh", "sleep", "cat", "kill", "stty", "head", "tr", "true"] {
+        for applet in ["sh", "sleep", "cat", "kill", "stty", "head", "tr", "true", "grep", "ls"] {
             symlink("busybox", bin.join(applet)).unwrap();
         }
         let group = Hierarchies::read().unwrap().group(&format!("/{name}")).unwrap();
