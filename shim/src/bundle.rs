@@ -4,10 +4,11 @@
 //! made it forget one that has just begun to serve. It cannot find such a shim again: where it listens is written in
 //! the bundle.
 
-use std::{io, os::fd::OwnedFd, path::Path};
+use std::{io, path::Path};
 
+use mooring::sys::watched;
 use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::Interest;
 
 /// What happens to a bundle and in it when it is removed: containerd moves it aside, then empties it. Its end alone does
 /// not do, for it does not come while this process has a file of the bundle open (the log).
@@ -22,7 +23,7 @@ pub async fn removed(bundle: &Path) -> io::Result<()> {
         Err(rustix::io::Errno::NOENT) => return Ok(()),
         Err(error) => return Err(error.into()),
     }
-    let queue = watched(queue)?;
+    let queue = watched(queue, Interest::READABLE)?;
     let mut events = [0; 1024];
     while bundle.exists() {
         let mut ready = queue.readable().await?;
@@ -31,12 +32,6 @@ pub async fn removed(bundle: &Path) -> io::Result<()> {
         ready.clear_ready();
     }
     Ok(())
-}
-
-fn watched(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // The successor of this constructor is unsafe for types whose descriptor may change; an `OwnedFd`'s cannot.
-    #[expect(deprecated, reason = "the only safe constructor, and sound for OwnedFd")]
-    AsyncFd::with_interest(descriptor, Interest::READABLE)
 }
 
 #[cfg(test)]

@@ -57,9 +57,7 @@ fn unmap_program() {
         #[link_name = "etext"]
         static END: u8;
     }
-    // A power of two everywhere; without an answer nothing is done.
-    // SAFETY: sysconf takes a number and has no side effects.
-    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(usize::MAX);
+    let page = rustix::param::page_size();
     let (first, end) = (&raw const FIRST, &raw const END);
     let length = (end.addr() / page * page).saturating_sub(first.addr());
     // SAFETY: the range starts on a page, as programs are loaded, and ends before the page that holds the end of the

@@ -5,6 +5,8 @@ use std::{io, os::fd::OwnedFd, path::Path};
 use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
 use tokio::io::{Interest, unix::AsyncFd};
 
+use crate::sys::watched;
+
 /// Wakes whenever the watched file has changed since it was asked last.
 pub(super) struct Changes(AsyncFd<OwnedFd>);
 
@@ -12,7 +14,7 @@ impl Changes {
     pub(super) fn of(file: &Path) -> io::Result<Self> {
         let queue = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         add_watch(&queue, file, WatchFlags::MODIFY)?;
-        Ok(Self(watched(queue)?))
+        Ok(Self(watched(queue, Interest::READABLE)?))
     }
 
     /// Waits for a change. What changed does not matter: the file is read anew.
@@ -23,11 +25,4 @@ impl Changes {
         ready.clear_ready();
         Ok(())
     }
-}
-
-/// A descriptor whose becoming readable can be waited for.
-pub(crate) fn watched(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // The successor of this constructor is unsafe for types whose descriptor may change; an `OwnedFd`'s cannot.
-    #[expect(deprecated, reason = "the only safe constructor, and sound for OwnedFd")]
-    AsyncFd::with_interest(descriptor, Interest::READABLE)
 }

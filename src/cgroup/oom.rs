@@ -8,12 +8,10 @@ use std::{
 };
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{
-    Cgroup, Error,
-    changes::{Changes, watched},
-};
+use super::{Cgroup, Error, changes::Changes};
+use crate::sys::watched;
 
 /// Waits for out-of-memory kills in one group.
 pub struct OomWatch {
@@ -82,7 +80,7 @@ fn notified(folder: &Path) -> io::Result<Source> {
     let control = folder.join("cgroup.event_control");
     let line = format!("{} {}", event.as_fd().as_raw_fd(), subject.as_raw_fd());
     fs::OpenOptions::new().write(true).open(&control)?.write_all(line.as_bytes())?;
-    let event = watched(event.into())?;
+    let event = watched(event.into(), Interest::READABLE)?;
     Ok(Source::Notified { event, control, _subject: subject })
 }
 

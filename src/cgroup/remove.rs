@@ -8,15 +8,13 @@ use std::{
 };
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use tokio::time::{Instant, sleep, timeout_at};
-
-use super::{
-    Cgroup, Error,
-    changes::{Changes, watched},
-    group::children,
-    is_gone,
+use tokio::{
+    io::Interest,
+    time::{Instant, sleep, timeout_at},
 };
-use crate::released::Released;
+
+use super::{Cgroup, Error, changes::Changes, group::children, is_gone};
+use crate::{released::Released, sys::watched};
 
 /// Who waits on a v2 group that somebody else removes meanwhile is told nothing: then it is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -70,7 +68,7 @@ impl Cgroup {
             .collect();
         let found = !pinned.is_empty();
         for process in pinned {
-            let Ok(process) = watched(process) else { return false };
+            let Ok(process) = watched(process, Interest::READABLE) else { return false };
             if timeout_at(deadline, process.readable()).await.is_err() {
                 return false;
             }

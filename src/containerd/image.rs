@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use crate::sys::architecture;
+
 /// A reference from one document to another.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub(super) struct Descriptor {
@@ -98,14 +100,7 @@ fn basic(architecture: &str) -> u32 {
 
 /// This machine, in the words of images.
 pub(super) fn host() -> Platform {
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "x86" => "386",
-        "aarch64" => "arm64",
-        "powerpc64" => "ppc64le",
-        "loongarch64" => "loong64",
-        other => other,
-    };
+    let architecture = architecture();
     let variant = if architecture == "arm" { "v7" } else { "" };
     Platform {
         os: "linux".to_owned(),

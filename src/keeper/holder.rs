@@ -25,7 +25,7 @@ use rustix::process::Signal;
 
 use super::{KeeperError, Net, User, Wanted, deed, inside};
 use crate::{
-    process::{Exited, Reaper},
+    process::{Exited, Expecting, Reaper},
     released::Released,
     sandbox::config::IdMapping,
     sys::identity::{self, Pinned},
@@ -71,14 +71,14 @@ impl Holder {
         };
         let image = memory_file(program.0)?;
         // Held until the holder is adopted: its number is learned from its own message.
-        let _expecting = reaper.expecting();
+        let expecting = reaper.expecting();
         let mut command = Command::new(format!("/proc/self/fd/{}", image.as_raw_fd()));
         command.arg0("pod").arg(letters(&wanted)).env_clear();
         command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::from(net));
         // On this thread: the holder's parent-death signal follows the thread that starts it.
         let (started, _) = reaper.spawn(&mut command).map_err(deed("start the holder"))?;
         drop(command);
-        let launched = Launched { reaper: reaper.clone(), started, socket: ours };
+        let launched = Launched { expecting, started, socket: ours };
         let talk = tokio::task::spawn_blocking(move || launched.settle(&wanted));
         talk.await.unwrap_or_else(|error| Err(KeeperError::Holder(error.to_string())))
     }
@@ -108,7 +108,7 @@ impl Holder {
 
 /// A started program that is not inside yet.
 struct Launched {
-    reaper: Reaper,
+    expecting: Expecting,
     started: Exited,
     socket: OwnedFd,
 }
@@ -118,8 +118,11 @@ impl Launched {
     fn settle(self, wanted: &Wanted) -> Result<Holder, KeeperError> {
         let mut pid = self.started.pid();
         let settled = self.converse(wanted, &mut pid);
-        let exited =
-            if pid == self.started.pid() { self.started.clone() } else { self.reaper.adopt(pid) };
+        let exited = if pid == self.started.pid() {
+            self.started.clone()
+        } else {
+            self.expecting.adopt(pid)
+        };
         let opened = || -> Result<Holder, KeeperError> {
             // It is this process's own child: until it is reaped nobody else has its number.
             let gone = || KeeperError::Holder("it ended before it was ready".into());

@@ -195,6 +195,8 @@ mod tests {
         let reaper = Reaper::start().unwrap();
         let output = run(&reaper, &mut shell("kill -9 $$"), b"", None).await.unwrap();
         assert_eq!(output.exit.status, 137);
+        let output = run(&reaper, &mut shell("kill -41 $$"), b"", None).await.unwrap();
+        assert_eq!(output.exit.status, 128 + 41, "a real-time signal");
     }
 
     #[tokio::test]
@@ -240,15 +242,11 @@ mod tests {
         let reaper = Reaper::start().unwrap();
         let expecting = reaper.expecting();
         let pid = i32::try_from(shell("exit 3").spawn().unwrap().id()).unwrap();
-        while !lock_unclaimed(&reaper, pid) {
+        let proc = std::path::PathBuf::from(format!("/proc/{pid}"));
+        while proc.exists() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let exit = reaper.adopt(pid).wait().await;
-        drop(expecting);
+        let exit = expecting.adopt(pid).wait().await;
         assert_eq!(exit.status, 3);
-    }
-
-    fn lock_unclaimed(reaper: &Reaper, pid: i32) -> bool {
-        reaper.has_unclaimed(pid)
     }
 }

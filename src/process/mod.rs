@@ -10,4 +10,4 @@ mod reaper;
 pub(crate) mod testing;
 
 pub use command::{Failure, Group, Output, run};
-pub use reaper::{Exit, Exited, Reaper};
+pub use reaper::{Exit, Exited, Expecting, Reaper};

@@ -8,8 +8,9 @@ use rustix::{
     io::Errno,
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
+use tokio::io::Interest;
 
-use crate::cgroup::changes::watched;
+use super::watched;
 
 /// When process `pid` started, in clock ticks since boot. `None` when there is no such process.
 pub fn start_time(pid: i32) -> Option<u64> {
@@ -70,7 +71,7 @@ impl Pinned {
 
     /// Waits for its end, whoever's child it is.
     pub async fn ended(self) -> io::Result<()> {
-        let watched = watched(self.0)?;
+        let watched = watched(self.0, Interest::READABLE)?;
         watched.readable().await.map(drop)
     }
 }

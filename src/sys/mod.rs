@@ -4,3 +4,8 @@ pub mod identity;
 #[cfg(test)]
 mod identity_tests;
 pub mod mountinfo;
+mod platform;
+mod watch;
+
+pub use platform::architecture;
+pub use watch::watched;

@@ -23,6 +23,7 @@ use mooring::{
     cgroup,
     error::{Code, Coded},
     sandbox::{self, CreateRequest, Sandbox},
+    sys::architecture,
 };
 
 use super::{
@@ -241,17 +242,6 @@ fn patience(seconds: u32, nanos: i64) -> Option<Duration> {
     // The server ends the call at its deadline without a word; before that there can be an answer that says more.
     let nanos = nanos.map(|limit| limit.saturating_sub((limit / 10).min(LAST_WORD)));
     seconds.into_iter().chain(nanos).min()
-}
-
-/// Go's name of this machine's architecture.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "x86" => "386",
-        "aarch64" => "arm64",
-        "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
-        other => other,
-    }
 }
 
 #[cfg(test)]

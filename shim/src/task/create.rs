@@ -164,7 +164,7 @@ async fn run(
         ids: spec::mapped_owner(spec, &process).or(given),
     };
     // Held until the init is adopted: it may end before its number is known.
-    let _expecting = tasks.reaper.expecting();
+    let expecting = tasks.reaper.expecting();
     if request.streams.terminal {
         let listener = Listener::new(&tasks.run_dir)?;
         let console = Some(listener.path());
@@ -173,14 +173,14 @@ async fn run(
             Ok(runtime.create(&request.id, &request.bundle, create).await?)
         })
         .await?;
-        let (live, exited) = Live::adopt(pid, &tasks.reaper);
+        let (live, exited) = Live::adopt(pid, &expecting);
         let io = stdio::open_terminal(&request.streams, master, &owner, &tasks.reaper).await?;
         return Ok((live, exited, io));
     }
     let mode = if spec::needs_relay(&process) { Mode::Relay } else { Mode::Direct };
     let (stdio, io) = stdio::open(&request.streams, mode, &owner, &tasks.reaper).await?;
     let pid = runtime.create(&request.id, &request.bundle, Create { stdio, console: None }).await?;
-    let (live, exited) = Live::adopt(pid, &tasks.reaper);
+    let (live, exited) = Live::adopt(pid, &expecting);
     Ok((live, exited, io))
 }
 

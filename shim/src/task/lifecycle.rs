@@ -9,6 +9,7 @@ use mooring::{
     container::Record,
     id::Id,
     mounts,
+    process::Expecting,
     runtime::{self, Exec, quick},
 };
 use rustix::process::Signal;
@@ -106,8 +107,9 @@ impl Container {
         if self.ending.load(Ordering::SeqCst) || !matches!(self.init.life(), Life::Running(_)) {
             return Err(Error::state(&self.id, "cannot exec in a container that is not running"));
         }
-        let _expecting = tasks.reaper.expecting();
-        let (pid, io) = match self.run_exec(tasks, &exec_id, &process, &spec).await {
+        let expecting = tasks.reaper.expecting();
+        let started = self.run_exec(tasks, &expecting, &exec_id, &process, &spec).await;
+        let (pid, io) = match started {
             Ok(started) => started,
             Err(error) => {
                 // Whoever waits for it must not wait for ever.
@@ -115,7 +117,7 @@ impl Container {
                 return Err(error);
             }
         };
-        let (live, exited) = Live::adopt(pid, &tasks.reaper);
+        let (live, exited) = Live::adopt(pid, &expecting);
         process.set_io(io);
         process.set_life(Life::Running(live));
         publish::exec_started(&*tasks.events, &self.id, &exec_id, pid.unsigned_abs());
@@ -126,6 +128,7 @@ impl Container {
     async fn run_exec(
         &self,
         tasks: &Inner,
+        expecting: &Expecting,
         exec_id: &Id,
         process: &Process,
         spec: &Value,
@@ -151,7 +154,7 @@ impl Container {
                 Ok(io) => return Ok((pid, io)),
                 Err(error) => {
                     // It runs already; without its streams it must not go on.
-                    let _ = Live::adopt(pid, &tasks.reaper).0.signal(Signal::KILL);
+                    let _ = Live::adopt(pid, expecting).0.signal(Signal::KILL);
                     return Err(error);
                 }
             }

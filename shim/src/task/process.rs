@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mooring::{
     container::Pinned,
-    process::{Exited, Reaper},
+    process::{Exited, Expecting},
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -46,10 +46,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Live {
-    /// Takes over process `pid`, which the runtime has just started while exits were being kept for it.
-    pub(super) fn adopt(pid: i32, reaper: &Reaper) -> (Arc<Self>, Exited) {
+    /// Takes over process `pid`, which a call of the runtime has just started.
+    pub(super) fn adopt(pid: i32, call: &Expecting) -> (Arc<Self>, Exited) {
         let pinned = Pinned::new(pid, None);
-        let exited = reaper.adopt(pid);
+        let exited = call.adopt(pid);
         // One that was reaped before it was held has left its number to anybody.
         let pinned = pinned.filter(|_| exited.now().is_none());
         (Arc::new(Self { pid, pinned }), exited)

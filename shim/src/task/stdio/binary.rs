@@ -13,12 +13,13 @@ use std::{
 use mooring::{
     container::Pinned,
     process::{Exited, Reaper},
+    sys::watched,
 };
 use rustix::{io::fcntl_dupfd_cloexec, process::Signal};
 use tokio::{io::Interest, time::timeout};
 
 use super::super::Error;
-use super::{Owner, copy::watched, uri::Program};
+use super::{Owner, uri::Program};
 
 /// How long it may take to say that it is ready.
 const READY: Duration = Duration::from_secs(10);

@@ -7,6 +7,7 @@ use std::{
     path::Path,
 };
 
+use mooring::sys::watched;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -91,12 +92,6 @@ async fn carry(source: &AsyncFd<OwnedFd>, sink: &mut Sink) -> io::Result<bool> {
             Err(_would_block) => return Ok(true),
         }
     }
-}
-
-pub(super) fn watched(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    // The successor of this constructor is unsafe for types whose descriptor may change; an `OwnedFd`'s cannot.
-    #[expect(deprecated, reason = "the only safe constructor, and sound for OwnedFd")]
-    AsyncFd::with_interest(descriptor, interest)
 }
 
 pub(super) fn set_nonblocking(descriptor: &OwnedFd, name: &Path) -> Result<(), Error> {

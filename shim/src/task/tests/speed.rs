@@ -57,7 +57,7 @@ async fn the_engine_beside_the_runtime_alone() {
         let pid = stage.folder.path().join("pid");
         let create = ["create", "--bundle", bundle, "--pid-file", pid.to_str().unwrap(), id];
         alone[0].push(runc(&stage, &create).await);
-        let mut init = reaper.adopt(fs::read_to_string(&pid).unwrap().parse().unwrap());
+        let mut init = expecting.adopt(fs::read_to_string(&pid).unwrap().parse().unwrap());
         drop(expecting);
         alone[1].push(runc(&stage, &["start", id]).await);
         let begun = Instant::now();
