@@ -207,7 +207,10 @@ fn reap() {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::Signal;
+
     use super::*;
+    use crate::{process::testing::TestChild, sys::identity::Pinned};
 
     fn exit(pid: i32) -> Exit {
         Exit { pid, status: 1, at: SystemTime::UNIX_EPOCH }
@@ -263,9 +266,11 @@ mod tests {
 
     #[test]
     fn children_are_told_from_other_processes() {
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        assert!(is_child(i32::try_from(child.id()).unwrap()));
+        let mut child = TestChild::start(Command::new("sleep").arg("60"));
+        assert!(is_child(child.pid));
         assert!(!is_child(1) && !is_child(0));
-        child.kill().unwrap();
+        Pinned::new(child.pid, None).unwrap().signal(Signal::KILL).unwrap();
+        assert_eq!(child.status(), 128 + 9);
+        assert!(!is_child(child.pid));
     }
 }

@@ -1,7 +1,9 @@
-//! Events are sent to containerd in the order in which they were published, and kept until it has them.
+//! Events are sent to containerd in the order in which they were published, and kept until it has them, within the
+//! bounds of [`queue`].
+
+mod queue;
 
 use std::{
-    collections::VecDeque,
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -23,6 +25,7 @@ use tokio::{
     time::timeout,
 };
 
+use self::queue::Queue;
 use crate::{events::Events, memory};
 
 /// How long containerd may take for one event.
@@ -42,7 +45,7 @@ pub struct Publisher {
 
 struct Shared {
     namespace: String,
-    queue: Mutex<VecDeque<Arc<ForwardRequest>>>,
+    queue: Mutex<Queue>,
     /// How many events are not sent yet.
     waiting: watch::Sender<usize>,
     /// containerd may be back.
@@ -50,17 +53,20 @@ struct Shared {
 }
 
 impl Shared {
-    fn queue(&self) -> MutexGuard<'_, VecDeque<Arc<ForwardRequest>>> {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn sent(&self) {
         let mut queue = self.queue();
-        queue.pop_front();
-        if queue.is_empty() {
-            queue.shrink_to(4);
-        }
+        let dropped = queue.pop();
         self.waiting.send_replace(queue.len());
+        drop(queue);
+        if let Some(dropped) = dropped {
+            log::warn!(
+                "{dropped} events were dropped while containerd was away, none of them an exit"
+            );
+        }
     }
 }
 
@@ -93,25 +99,38 @@ impl Publisher {
 
 impl Events for Publisher {
     fn publish(&self, topic: &'static str, event: &dyn MessageDyn) {
-        let value = match encode(event) {
-            Ok(value) => value,
+        let request = match envelope(&self.shared.namespace, topic, event) {
+            Ok(request) => request,
             // Only a message with required fields can fail, and proto3 has none.
             Err(error) => return log::error!("encode the event {topic}: {error}"),
         };
-        let event = Any { type_url: type_of(topic, event), value, ..Any::default() };
-        let envelope = Envelope {
-            timestamp: MessageField::some(Timestamp::now()),
-            namespace: self.shared.namespace.clone(),
-            topic: topic.to_owned(),
-            event: MessageField::some(event),
-            ..Envelope::default()
-        };
-        let request =
-            ForwardRequest { envelope: MessageField::some(envelope), ..ForwardRequest::default() };
         let mut queue = self.shared.queue();
-        queue.push_back(Arc::new(request));
+        let first_dropped = queue.push(request);
         self.shared.waiting.send_replace(queue.len());
+        drop(queue);
+        if first_dropped {
+            log::warn!(
+                "too many events wait for containerd: the oldest are dropped, no exit among them"
+            );
+        }
     }
+}
+
+/// An event, as it is sent.
+fn envelope(
+    namespace: &str,
+    topic: &'static str,
+    event: &dyn MessageDyn,
+) -> protobuf::Result<ForwardRequest> {
+    let event = Any { type_url: type_of(topic, event), value: encode(event)?, ..Any::default() };
+    let envelope = Envelope {
+        timestamp: MessageField::some(Timestamp::now()),
+        namespace: namespace.to_owned(),
+        topic: topic.to_owned(),
+        event: MessageField::some(event),
+        ..Envelope::default()
+    };
+    Ok(ForwardRequest { envelope: MessageField::some(envelope), ..ForwardRequest::default() })
 }
 
 /// What `write_to_bytes_dyn` does, without asking reflection for a name to put into an error.
