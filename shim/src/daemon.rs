@@ -7,7 +7,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixListener,
     },
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -17,7 +17,7 @@ use mooring::{
     options::{self, HandlerOptions, Options},
     process::Reaper,
     sandbox::{
-        daemon_record::{self, DaemonRecord},
+        daemon_record::{self, DaemonRecord, RecordError},
         state_dir,
     },
     teardown::journal,
@@ -43,6 +43,8 @@ const BLOCKING_IDLE: Duration = Duration::from_secs(1);
 /// How long the last answer may take to leave, and the last events.
 const LAST_ANSWER: Duration = Duration::from_millis(100);
 const LAST_EVENTS: Duration = Duration::from_secs(2);
+/// How long it waits at its end for whoever has the lock of its state folder.
+const LAST_LOCK: Duration = Duration::from_secs(1);
 /// How long a shim without bundle waits before it tries again to take its sandbox down, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
@@ -56,6 +58,8 @@ enum Error {
     Options(#[from] options::Error),
     #[error("enter the cgroup {path:?}: {source}")]
     Cgroup { path: String, source: mooring::cgroup::Error },
+    #[error(transparent)]
+    Record(#[from] RecordError),
     #[error("serve: {0}")]
     Serve(#[from] containerd_shim_protos::ttrpc::Error),
 }
@@ -108,8 +112,19 @@ fn set_up_and_serve(
         detach::enter_cgroup(cgroup)
             .map_err(|source| Error::Cgroup { path: cgroup.clone(), source })?;
     }
-    let runtime = runtime().map_err(io("start the runtime"))?;
-    let result = runtime.block_on(serve(launch, options, listener, say));
+    let word = Word::leave(&launch, options.shim())?;
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            word.take_back();
+            return Err(io("start the runtime")(error));
+        }
+    };
+    let word = Arc::new(word);
+    let result = runtime.block_on(serve(launch, options, listener, say, Arc::clone(&word)));
+    if result.is_err() {
+        word.take_back();
+    }
     // Dropping it would wait for whatever still sleeps in the kernel.
     std::mem::forget(runtime);
     result
@@ -130,13 +145,12 @@ async fn serve(
     options: HandlerOptions,
     listener: UnixListener,
     say: &mut Option<File>,
+    word: Arc<Word>,
 ) -> Result<(), Error> {
     let reaper = Reaper::start().map_err(io("watch for ended children"))?;
     let publisher = Publisher::start(launch.ttrpc_address.clone(), &launch.namespace);
     let ending = Arc::new(Ending::default());
     let socket = launch.socket.clone();
-    let state = state_dir(options.shim(), &launch.namespace, &launch.id);
-    leave_word(&launch, options.shim(), &state)?;
     let own_bundle = launch.bundle.clone();
     let services = services::Services::new(launch, options, reaper, &publisher, &ending);
 
@@ -155,7 +169,6 @@ async fn serve(
         && let Err(error) = say.write_all(READY)
     {
         // Whoever started this was killed, and containerd will not learn where to find it.
-        let _ = journal::remove_folder(&state);
         return Err(io("tell that the shim is ready")(error));
     }
     tokio::spawn(end_with_bundle(own_bundle, services.clone(), Arc::clone(&ending)));
@@ -171,8 +184,9 @@ async fn serve(
     if let Err(error) = socket::remove(&socket) {
         log::warn!("remove the socket {}: {error}", socket.display());
     }
-    if let Err(error) = journal::remove_folder(&state) {
-        log::warn!("{error}");
+    // Before the last answer: it is followed by `delete`, which takes what is there for its own.
+    if let Err(error) = tokio::task::spawn_blocking(move || word.take_back()).await {
+        log::warn!("take back the shim's record: {error}");
     }
     ending.last_answer().sent(LAST_ANSWER).await;
     let left = publisher.drain(LAST_EVENTS).await;
@@ -203,15 +217,36 @@ async fn end_with_bundle(bundle: PathBuf, services: services::Services, ending: 
     ending.begin();
 }
 
-/// Leaves word for `delete`, which knows no more than the name of the sandbox and perhaps its bundle.
-fn leave_word(launch: &Launch, options: &Options, state: &Path) -> Result<(), Error> {
-    let record = DaemonRecord::of_this_process(&launch.socket).map_err(io("find this process"))?;
-    record.save(state).map_err(io("write the shim's record"))?;
-    if options.state_root != Options::load(None)?.0.state_root {
+/// What this process has left word of for `delete`, which knows no more than the name of the sandbox and perhaps its
+/// bundle.
+struct Word {
+    state_dir: PathBuf,
+    record: DaemonRecord,
+}
+
+impl Word {
+    /// Leaves it. Blocks.
+    fn leave(launch: &Launch, options: &Options) -> Result<Self, Error> {
         daemon_record::point_to(&launch.bundle, &options.state_root)
             .map_err(io("point to the state folder"))?;
+        let record =
+            DaemonRecord::of_this_process(&launch.socket).map_err(io("find this process"))?;
+        let state_dir = state_dir(options, &launch.namespace, &launch.id);
+        record.save(&state_dir)?;
+        Ok(Self { state_dir, record })
     }
-    Ok(())
+
+    /// Takes it back, with whatever is left in the state folder. Another shim of this name may have come already; what
+    /// is that one's stays. Blocks.
+    fn take_back(&self) {
+        let removed = journal::lock(&self.state_dir, LAST_LOCK).and_then(|lock| match lock {
+            Some(lock) => daemon_record::remove_folder(&self.state_dir, Some(&self.record), &lock),
+            None => Ok(()),
+        });
+        if let Err(error) = removed {
+            log::warn!("{error}");
+        }
+    }
 }
 
 /// A shim that is asked to end by a signal while it holds containers stays: without it nobody would reap them, report

@@ -113,6 +113,16 @@ pub fn serves(path: &Path) -> bool {
     matches!(connect(socket.as_raw_fd(), &address), Ok(()) | Err(Errno::EAGAIN))
 }
 
+/// Removes a socket that nobody serves. Under the lock that [`bind`] takes: one that is being bound looks as dead.
+pub fn remove_dead(path: &Path) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let _one_at_a_time = match lock(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    if serves(path) { Ok(()) } else { remove(path) }
+}
+
 /// Removes a socket; none there is as good.
 pub fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {

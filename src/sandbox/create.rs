@@ -4,14 +4,13 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use super::{
     Error, Pod, Sandbox, State, blocking,
     config::PodConfig,
-    daemon_record::DaemonRecord,
-    recover::{Recovery, Unheard},
+    recover::{RecoverError, Recovery, Remains, Unheard},
 };
 use crate::{
     mounts::Mount,
@@ -19,6 +18,9 @@ use crate::{
     options::{AnyValue, NetworkOwner},
     teardown::journal::{self, About, JournalError, Store},
 };
+
+/// How long a creation waits for whoever still takes down an earlier sandbox of its name.
+const EARLIER: Duration = Duration::from_secs(30);
 
 /// What a client passes to CreateSandbox.
 #[derive(Clone, Debug, Default)]
@@ -102,15 +104,9 @@ impl Sandbox {
     async fn finish_an_earlier_one(&self) -> Result<(), Error> {
         let state_dir = self.env.state_dir();
         let folder = state_dir.clone();
-        let left = match blocking(move || Store::open(&folder, true)).await? {
-            Ok(None) => return Ok(()),
-            Ok(Some(store)) => store,
-            Err(error @ JournalError::Foreign { .. }) => {
-                log::error!("sandbox {}: {error}; it is set aside", self.id());
-                return Ok(blocking(move || journal::set_aside(&state_dir)).await??);
-            }
-            Err(error) => return Err(error.into()),
-        };
+        if !blocking(move || journal::exists(&folder)).await? {
+            return Ok(());
+        }
         log::warn!(
             "sandbox {}: an earlier one of this name was not taken down; doing it",
             self.id()
@@ -121,14 +117,16 @@ impl Sandbox {
             plugins: Arc::clone(&self.env.plugins),
             listener: Arc::new(Unheard),
         };
-        // The folder goes with the journal, and with it the word of which process serves this sandbox.
-        let daemon = DaemonRecord::load(&state_dir);
-        recovery.take_down(left).await?;
-        if let Some(daemon) = daemon {
-            let saved = blocking(move || daemon.save(&state_dir)).await?;
-            saved.map_err(|error| Error::Internal(format!("write the shim's record: {error}")))?;
+        // The record beside it is this shim's own, and stays.
+        let remains = Remains { state_dir: state_dir.clone(), shim: None, patience: EARLIER };
+        match recovery.finish(remains).await {
+            Ok(_) => Ok(()),
+            Err(RecoverError::Journal(error @ JournalError::Foreign { .. })) => {
+                log::error!("sandbox {}: {error}; it is set aside", self.id());
+                Ok(blocking(move || journal::set_aside(&state_dir)).await??)
+            }
+            Err(error) => Err(Error::Earlier(error)),
         }
-        Ok(())
     }
 
     fn read_and_record(&self, request: CreateRequest) -> Result<Pod, Error> {

@@ -2,18 +2,25 @@
 
 use std::{
     fs, io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
-use crate::sys::identity::{self, Pinned};
+use crate::{
+    sys::identity::{self, Pinned},
+    teardown::journal::{self, FolderLock, JournalError},
+};
 
 /// How long a killed daemon may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the record of a new shim waits for whoever still cleans up after an earlier one of its name.
+const EARLIER: Duration = Duration::from_secs(10);
 const FILE: &str = "shim.json";
-/// In the bundle, where the state folder is not where the node's configuration says.
+/// In the bundle: where the state folders of its shim are.
 const POINTER: &str = "mooring-state-root";
 
 /// The daemon of a shim.
@@ -28,6 +35,22 @@ pub struct DaemonRecord {
     pub socket: Option<PathBuf>,
 }
 
+/// The record cannot be written.
+#[derive(Debug, Error)]
+pub enum RecordError {
+    /// An earlier shim of this name is still being cleaned up after, or the lock cannot be had.
+    #[error("an earlier shim of this name: {0}")]
+    Earlier(#[from] JournalError),
+    /// The file system refused.
+    #[error("write the shim's record in {folder}: {source}", folder = folder.display())]
+    Io {
+        /// The state folder.
+        folder: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
 impl DaemonRecord {
     /// The calling process, which serves `socket`.
     pub fn of_this_process(socket: &Path) -> io::Result<Self> {
@@ -36,18 +59,47 @@ impl DaemonRecord {
         Ok(Self { pid, start_time, socket: Some(socket.to_owned()) })
     }
 
-    /// Writes the record into a state folder, which is made where it is missing.
-    pub fn save(&self, state_dir: &Path) -> io::Result<()> {
-        use std::os::unix::fs::DirBuilderExt;
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir)?;
+    /// Writes the record into a state folder, which is made where it is missing: under the folder's lock, so that
+    /// whoever cleans up after an earlier shim of this name removes nothing of this one. Blocks, 10 s at most.
+    pub fn save(&self, state_dir: &Path) -> Result<(), RecordError> {
+        let failed = |source| RecordError::Io { folder: state_dir.to_owned(), source };
+        let _lock = loop {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir);
+            made.map_err(failed)?;
+            // Nothing: removed again by whoever had the lock before.
+            if let Some(lock) = journal::lock(state_dir, EARLIER)? {
+                break lock;
+            }
+        };
         let fresh = state_dir.join("shim.json.new");
-        fs::write(&fresh, serde_json::to_vec(self)?)?;
-        fs::rename(fresh, state_dir.join(FILE))
+        let text = serde_json::to_vec(self).map_err(|error| failed(error.into()))?;
+        fs::write(&fresh, text).map_err(failed)?;
+        fs::rename(fresh, state_dir.join(FILE)).map_err(failed)
     }
 
-    /// The record in a state folder; nothing where there is none that can be read.
-    pub fn load(state_dir: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(state_dir.join(FILE)).ok()?).ok()
+    /// The record in a state folder; nothing where there is none, or none that is understood.
+    pub fn load(state_dir: &Path) -> io::Result<Option<Self>> {
+        match fs::read(state_dir.join(FILE)) {
+            Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the daemon runs.
+    pub fn is_alive(&self) -> bool {
+        identity::is_alive(self.pid, self.start_time)
+    }
+
+    /// Waits for its end, for `limit` at most; whether it has ended.
+    pub async fn ended_within(&self, limit: Duration) -> io::Result<bool> {
+        match Pinned::new(self.pid, Some(self.start_time)) {
+            Some(pinned) => match tokio::time::timeout(limit, pinned.ended()).await {
+                Ok(ended) => ended.map(|()| true),
+                Err(_) => Ok(false),
+            },
+            None => Ok(true),
+        }
     }
 
     /// Kills the daemon, if it is still this one, and waits until it is gone. Blocks, 2 s at most.
@@ -59,7 +111,23 @@ impl DaemonRecord {
     }
 }
 
-/// Leaves word in the bundle where the state folders are.
+/// Removes what is left in the state folder of `shim`, and the namespace's folder with its last one. Where another shim
+/// of the same name has come meanwhile, its record stays, and the folder with it. Blocks.
+pub fn remove_folder(
+    state_dir: &Path,
+    shim: Option<&DaemonRecord>,
+    lock: &FolderLock,
+) -> Result<(), JournalError> {
+    let failed = |source| JournalError::Io { deed: "remove", path: state_dir.to_owned(), source };
+    let now = DaemonRecord::load(state_dir).map_err(failed)?;
+    if now.is_none() || now.as_ref() == shim {
+        return journal::remove_folder(state_dir, lock);
+    }
+    journal::remove(state_dir, lock)
+}
+
+/// Leaves word in the bundle where the state folders are. `delete` knows nothing else for certain: the node's
+/// configuration may be another by then.
 pub fn point_to(bundle: &Path, state_root: &Path) -> io::Result<()> {
     fs::write(bundle.join(POINTER), state_root.as_os_str().as_encoded_bytes())
 }
@@ -88,8 +156,36 @@ mod tests {
             "another process of that number lives on"
         );
         right.save(folder.path()).unwrap();
-        assert_eq!(DaemonRecord::load(folder.path()), Some(right.clone()));
+        assert_eq!(DaemonRecord::load(folder.path()).unwrap(), Some(right.clone()));
         right.kill().unwrap();
         assert_eq!(child.status(), 128 + 9);
+    }
+    #[test]
+    fn what_is_removed_is_never_a_newer_shims() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("ns/pod");
+        let old = DaemonRecord { pid: 1, start_time: 2, socket: None };
+        let new = DaemonRecord { pid: 3, ..old.clone() };
+        old.save(&folder).unwrap();
+        fs::write(folder.join("journal.json"), "{}").unwrap();
+        let lock = journal::lock(&folder, Duration::ZERO).unwrap().unwrap();
+        // The new one waits for the lock, and finds the folder as it needs it.
+        let waits = std::thread::spawn({
+            let (folder, new) = (folder.clone(), new.clone());
+            move || new.save(&folder).unwrap()
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        remove_folder(&folder, Some(&old), &lock).unwrap();
+        drop(lock);
+        waits.join().unwrap();
+        assert_eq!(DaemonRecord::load(&folder).unwrap(), Some(new.clone()));
+        // One that comes to clean up later still leaves it alone.
+        fs::write(folder.join("journal.json"), "{}").unwrap();
+        let lock = journal::lock(&folder, Duration::ZERO).unwrap().unwrap();
+        remove_folder(&folder, Some(&old), &lock).unwrap();
+        assert!(!folder.join("journal.json").exists());
+        assert_eq!(DaemonRecord::load(&folder).unwrap(), Some(new.clone()));
+        remove_folder(&folder, Some(&new), &lock).unwrap();
+        assert!(!root.path().join("ns").exists());
     }
 }

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::config::ConfigError;
+use super::{config::ConfigError, recover::RecoverError};
 use crate::{
     error::{Code, Coded},
     keeper::KeeperError,
@@ -55,6 +55,9 @@ pub enum Error {
     /// The teardown failed.
     #[error(transparent)]
     Teardown(#[from] TeardownError),
+    /// What an earlier sandbox of this name has left could not be finished.
+    #[error("an earlier sandbox of this name: {0}")]
+    Earlier(RecoverError),
     /// The teardown goes on; the caller's time is over.
     #[error("still at step {} after {seconds:.1} s; the teardown goes on", step.map_or("start", Step::name))]
     StillStopping {
@@ -88,6 +91,7 @@ impl Coded for Error {
             Self::Containerd(error) => error.code(),
             Self::Cgroup(error) => error.code(),
             Self::Teardown(error) => error.code(),
+            Self::Earlier(error) => error.code(),
             Self::StillStopping { .. } => Code::DeadlineExceeded,
             Self::Containers(_) | Self::Internal(_) => Code::Unknown,
         }

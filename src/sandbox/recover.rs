@@ -1,37 +1,54 @@
-//! Taking down a sandbox whose shim is gone, from its journal alone: for `delete`, and for the operator's `gc`.
+//! The one way to finish what a shim has left that is gone: for `delete`, for a new sandbox of the same name, and for the
+//! operator's `gc`. Everything is read from the state folder.
 
 use std::{
-    path::Path,
+    fmt,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use async_trait::async_trait;
-use tokio::{task::JoinSet, time::Instant};
+use thiserror::Error;
+use tokio::{
+    task::{JoinError, JoinSet, spawn_blocking},
+    time::Instant,
+};
 
-use super::{daemon_record::DaemonRecord, shutdown::remove_run_dir, work};
+use super::{
+    daemon_record::{self, DaemonRecord},
+    shutdown::remove_run_dir,
+    work,
+};
 use crate::{
     container::{self, Record},
     containerd::Containerd,
-    error::Code,
+    error::{Code, Coded},
+    id::Id,
     network::{CniPlugins, orphans},
     process::Reaper,
     released::Released,
     teardown::{
         Executor, Observer, Step, StepReport, TeardownError, Work, WorkError,
-        journal::{self, JournalError, Resource, Store},
+        journal::{self, JournalError, Left, Resource, Store},
     },
 };
 
-/// Hears of containers that the recovery ended, so that their exits become known.
-pub trait ContainerEnded: Send + Sync {
+/// How long the containers of a shim that is gone may take to end.
+const CONTAINERS: Duration = Duration::from_mins(1);
+
+/// Hears how a recovery comes along.
+pub trait Listener: Send + Sync {
     /// The container of this record has been killed and removed.
     fn ended(&self, record: &Record);
+    /// No container is left; what follows may take its time.
+    fn all_ended(&self) {}
 }
 
-/// For recoveries whose containers nobody asks after.
+/// For recoveries that nobody asks after.
 pub struct Unheard;
 
-impl ContainerEnded for Unheard {
+impl Listener for Unheard {
     fn ended(&self, _: &Record) {}
 }
 
@@ -43,8 +60,89 @@ pub struct Recovery {
     pub containerd: Arc<dyn Containerd>,
     /// The CNI plugins.
     pub plugins: Arc<dyn CniPlugins>,
-    /// Who hears of ended containers.
-    pub listener: Arc<dyn ContainerEnded>,
+    /// Who hears of it.
+    pub listener: Arc<dyn Listener>,
+}
+
+/// What a shim that is gone has left.
+pub struct Remains {
+    /// Its state folder.
+    pub state_dir: PathBuf,
+    /// Its record as it was read when it was known to be gone: another one that is there by the end is a new shim's.
+    pub shim: Option<DaemonRecord>,
+    /// How long to wait for whoever works on the same.
+    pub patience: Duration,
+}
+
+/// A container that could not be ended or removed.
+#[derive(Debug, Error)]
+#[error("container {}{source}", name(.id.as_ref()))]
+pub struct ContainerLeft {
+    /// Which, where its record says so.
+    pub id: Option<Id>,
+    /// Why.
+    pub source: container::Error,
+}
+
+fn name(id: Option<&Id>) -> String {
+    id.map(|id| format!("{:?}: ", id.as_str())).unwrap_or_default()
+}
+
+/// All containers that could not be ended or removed; the others are gone.
+#[derive(Debug)]
+pub struct ContainersLeft(pub Vec<ContainerLeft>);
+
+impl fmt::Display for ContainersLeft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, left) in self.0.iter().enumerate() {
+            let between = if index == 0 { "" } else { "; " };
+            write!(f, "{between}{left}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ContainersLeft {}
+
+impl Coded for ContainersLeft {
+    fn code(&self) -> Code {
+        self.0.first().map_or(Code::Unknown, |left| left.source.code())
+    }
+}
+
+/// What a shim has left could not be finished; whoever tries again goes on from there.
+#[derive(Debug, Error)]
+pub enum RecoverError {
+    /// The journal cannot be read, or somebody else works on it.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The journal cannot be read, nor could all containers be ended without it.
+    #[error("{0}; {1}")]
+    Both(JournalError, Box<RecoverError>),
+    /// Containers are left.
+    #[error(transparent)]
+    Containers(#[from] ContainersLeft),
+    /// A step of the teardown failed.
+    #[error(transparent)]
+    Teardown(#[from] TeardownError),
+    /// The folder of the containers' records cannot be read.
+    #[error(transparent)]
+    Records(#[from] container::Error),
+    /// Work off the async thread was lost.
+    #[error("work was lost: {0}")]
+    Lost(#[from] JoinError),
+}
+
+impl Coded for RecoverError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Journal(error) | Self::Both(error, _) => error.code(),
+            Self::Containers(error) => error.code(),
+            Self::Teardown(error) => error.code(),
+            Self::Records(error) => error.code(),
+            Self::Lost(_) => Code::Unknown,
+        }
+    }
 }
 
 struct Silent;
@@ -55,73 +153,52 @@ impl Observer for Silent {
 }
 
 impl Recovery {
-    /// Kills and removes every container that has a record in `state_dir`, all at once. What fails is named.
-    pub async fn end_containers(
-        &self,
-        state_dir: &Path,
-        deadline: Instant,
-    ) -> Result<usize, WorkError> {
-        let tasks_dir = state_dir.join("tasks");
-        let folder = tasks_dir.clone();
-        let records = tokio::task::spawn_blocking(move || container::load_all(&folder)).await;
-        let records = match records {
-            Ok(Ok(records)) => records,
-            Ok(Err(error)) => return Err(error.into()),
+    /// Finishes what a shim has left: kills and removes its containers, runs the plan of its sandbox from where the
+    /// journal stands, and removes the state folder. `Ok(false)`: nothing was left.
+    ///
+    /// The state folder's lock is held meanwhile. A journal that cannot be read is an error, but containers have records
+    /// of their own and do not go on for it.
+    pub async fn finish(&self, remains: Remains) -> Result<bool, RecoverError> {
+        let Remains { state_dir, shim, patience } = remains;
+        let folder = state_dir.clone();
+        let left = match spawn_blocking(move || journal::open(&folder, patience)).await? {
+            Ok(left) => left,
+            Err(error @ JournalError::Locked { .. }) => return Err(error.into()),
             Err(error) => {
-                return Err(WorkError { code: Code::Unknown, message: error.to_string() });
+                let ended = self.end_containers(&state_dir, Instant::now() + CONTAINERS).await;
+                return Err(match ended {
+                    Ok(()) => error.into(),
+                    Err(more) => RecoverError::Both(error, Box::new(more)),
+                });
             }
         };
-        let count = records.len();
-        let mut failures = Vec::new();
-        let mut ends = JoinSet::new();
-        for record in records {
-            let record = match record {
-                Ok(record) => record,
-                Err(error) => {
-                    // Its container cannot be found by a torn record; the others can.
-                    failures.push(error.to_string());
-                    continue;
-                }
-            };
-            let (reaper, listener) = (self.reaper.clone(), Arc::clone(&self.listener));
-            let folder = tasks_dir.clone();
-            ends.spawn(async move {
-                let ended = container::release(&record, &reaper, deadline).await;
-                let ended = ended.and_then(|_| Record::remove(&folder, &record.id));
-                if ended.is_ok() {
-                    listener.ended(&record);
-                }
-                ended.map_err(|error| format!("container {:?}: {error}", record.id.as_str()))
-            });
-        }
-        while let Some(ended) = ends.join_next().await {
-            match ended {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => failures.push(error),
-                Err(error) => failures.push(error.to_string()),
+        match left {
+            Left::Nothing => Ok(false),
+            Left::Records(lock) => {
+                self.end_containers(&state_dir, Instant::now() + CONTAINERS).await?;
+                self.listener.all_ended();
+                spawn_blocking(move || {
+                    daemon_record::remove_folder(&state_dir, shim.as_ref(), &lock)
+                })
+                .await??;
+                Ok(true)
             }
+            Left::Journal(store) => self.finish_sandbox(*store, shim).await.map(|()| true),
         }
-        if failures.is_empty() {
-            return Ok(count);
-        }
-        Err(WorkError { code: Code::Unknown, message: failures.join("; ") })
     }
 
-    /// Completes the teardown in `state_dir` and removes the folder. Success where there is no journal.
-    pub async fn take_down(&self, store: Store) -> Result<(), TeardownError> {
+    async fn finish_sandbox(
+        &self,
+        store: Store,
+        shim: Option<DaemonRecord>,
+    ) -> Result<(), RecoverError> {
         let state_dir = store.folder().to_owned();
         let about = store.journal().about.clone();
-        let store = Arc::new(Mutex::new(store));
-        let shim = DaemonRecord::load(&state_dir);
-        let work = Dead { recovery: self, state_dir: &state_dir, shim };
         // A plan that was at its end before may have left containers to their client, which will not come any more.
-        let failed = |error: WorkError| TeardownError {
-            step: Step::Containers,
-            code: error.code,
-            message: error.message,
-        };
-        let deadline = Instant::now() + std::time::Duration::from_secs(30);
-        self.end_containers(&state_dir, deadline).await.map_err(failed)?;
+        self.end_containers(&state_dir, Instant::now() + CONTAINERS).await?;
+        self.listener.all_ended();
+        let store = Arc::new(Mutex::new(store));
+        let work = Dead { recovery: self, state_dir: &state_dir, shim: shim.as_ref() };
         let executor = Executor {
             sandbox: &about.id,
             store: Arc::clone(&store),
@@ -130,24 +207,54 @@ impl Recovery {
         };
         executor.run().await?;
         self.containerd.disconnect().await;
-        let removed = tokio::task::spawn_blocking(move || {
+        spawn_blocking(move || {
             remove_run_dir(&about.run_dir);
-            // Held until the folder is gone, so that nobody else takes up what is finished.
-            let _store = store;
-            journal::remove_folder(&state_dir)
-        });
-        let failed = |code, message| TeardownError { step: Step::Lease, code, message };
-        match removed.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(failed(Code::Unknown, error.to_string())),
-            Err(error) => Err(failed(Code::Unknown, error.to_string())),
-        }
+            // Under the journal's own lock, so that nobody else takes up what is finished.
+            let store = store.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            daemon_record::remove_folder(&state_dir, shim.as_ref(), store.lock())
+        })
+        .await??;
+        Ok(())
     }
-}
 
-/// Opens the journal of a sandbox whose shim is gone, waiting for whoever works on it. Blocks.
-pub fn open(state_dir: &Path) -> Result<Option<Store>, JournalError> {
-    Store::open(state_dir, true)
+    /// Kills and removes every container that has a record in `state_dir`, all at once.
+    async fn end_containers(
+        &self,
+        state_dir: &Path,
+        deadline: Instant,
+    ) -> Result<(), RecoverError> {
+        let tasks_dir = state_dir.join("tasks");
+        let folder = tasks_dir.clone();
+        let records = spawn_blocking(move || container::load_all(&folder)).await??;
+        let mut left = Vec::new();
+        let mut ends = JoinSet::new();
+        for record in records {
+            let record = match record {
+                Ok(record) => record,
+                Err(source) => {
+                    // Its container cannot be found by a torn record; the others can.
+                    left.push(ContainerLeft { id: None, source });
+                    continue;
+                }
+            };
+            let (reaper, listener) = (self.reaper.clone(), Arc::clone(&self.listener));
+            let folder = tasks_dir.clone();
+            ends.spawn(async move {
+                let ended = container::release(&record, &reaper, deadline).await;
+                match ended.and_then(|_| Record::remove(&folder, &record.id)) {
+                    Ok(()) => {
+                        listener.ended(&record);
+                        Ok(())
+                    }
+                    Err(source) => Err(ContainerLeft { id: Some(record.id.clone()), source }),
+                }
+            });
+        }
+        while let Some(ended) = ends.join_next().await {
+            left.extend(ended?.err());
+        }
+        if left.is_empty() { Ok(()) } else { Err(ContainersLeft(left).into()) }
+    }
 }
 
 /// The teardown of a sandbox whose shim is gone.
@@ -155,7 +262,7 @@ struct Dead<'a> {
     recovery: &'a Recovery,
     state_dir: &'a Path,
     /// What is known of the dead shim.
-    shim: Option<DaemonRecord>,
+    shim: Option<&'a DaemonRecord>,
 }
 
 #[async_trait]
@@ -163,9 +270,11 @@ impl Work for Dead<'_> {
     async fn act(&self, step: Step, deadline: Instant) -> Result<(), WorkError> {
         match step {
             // Nobody can create containers any more: the shim is gone.
-            Step::Containers => {
-                self.recovery.end_containers(self.state_dir, deadline).await.map(|_| ())
-            }
+            Step::Containers => self
+                .recovery
+                .end_containers(self.state_dir, deadline)
+                .await
+                .map_err(WorkError::from),
             _ => Ok(()),
         }
     }
@@ -178,7 +287,7 @@ impl Work for Dead<'_> {
     ) -> Result<Released, WorkError> {
         let Recovery { containerd, plugins, .. } = self.recovery;
         // An ADD that goes on would undo what its DEL does now.
-        if let (Resource::Network(record), Some(shim)) = (resource, &self.shim) {
+        if let (Resource::Network(record), Some(shim)) = (resource, self.shim) {
             let (id, shim) = (record.container_id.clone(), shim.pid);
             let ended = tokio::task::spawn_blocking(move || orphans::end(&id, shim)).await;
             ended.map_err(|error| WorkError { code: Code::Unknown, message: error.to_string() })?;

@@ -26,8 +26,8 @@ impl Sandbox {
             blocking(move || {
                 // The journal goes last: until then a crash can be cleaned up after.
                 remove_run_dir(&run_dir);
-                let _store = pod.store.lock().unwrap_or_else(PoisonError::into_inner);
-                crate::teardown::journal::remove_folder(&state_dir)
+                let store = pod.store.lock().unwrap_or_else(PoisonError::into_inner);
+                crate::teardown::journal::remove_folder(&state_dir, store.lock())
             })
             .await??;
         }

@@ -1,19 +1,15 @@
 //! Taking down everything whose shim is gone: after a reboot, or where every `delete` had to give up.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
-use tokio::time::{Duration, Instant};
-
-use super::{daemon_record::DaemonRecord, recover::Recovery};
-use crate::{
-    error::Coded,
-    id::Id,
-    sys::identity,
-    teardown::journal::{self, JournalError, Store},
+use super::{
+    daemon_record::DaemonRecord,
+    recover::{RecoverError, Recovery, Remains},
 };
-
-/// How long the containers of one shim may take to end.
-const CONTAINERS: Duration = Duration::from_mins(1);
+use crate::{
+    id::Id,
+    teardown::journal::{self, JournalError},
+};
 
 /// What a sweep came to.
 #[derive(Debug, Default)]
@@ -23,7 +19,7 @@ pub struct Swept {
     /// Those that a living process still works on.
     pub in_use: Vec<(Id, Id)>,
     /// Those that could not be taken down, and why.
-    pub failed: Vec<(Id, Id, String)>,
+    pub failed: Vec<(Id, Id, RecoverError)>,
 }
 
 /// Takes down every sandbox below `state_root` that no living shim or finisher holds. `recovery` gives the parties for
@@ -34,7 +30,7 @@ pub async fn sweep(state_root: &Path, recovery: &(dyn Fn(&Id, &Path) -> Recovery
     let mut swept = Swept::default();
     for (namespace, id) in found {
         let folder = state_root.join(&namespace).join(&id);
-        match take_down(&folder, &namespace, recovery).await {
+        match finish(&folder, &namespace, recovery).await {
             Ok(true) => swept.taken_down.push((namespace, id)),
             Ok(false) => swept.in_use.push((namespace, id)),
             Err(error) => swept.failed.push((namespace, id, error)),
@@ -44,40 +40,29 @@ pub async fn sweep(state_root: &Path, recovery: &(dyn Fn(&Id, &Path) -> Recovery
 }
 
 /// `Ok(false)`: somebody living works on it.
-async fn take_down(
+async fn finish(
     folder: &Path,
     namespace: &Id,
     recovery: &(dyn Fn(&Id, &Path) -> Recovery + Sync),
-) -> Result<bool, String> {
+) -> Result<bool, RecoverError> {
     let looked = folder.to_owned();
-    let opened = tokio::task::spawn_blocking(move || {
-        let daemon = DaemonRecord::load(&looked);
-        if daemon.is_some_and(|daemon| identity::is_alive(daemon.pid, daemon.start_time)) {
-            return Ok(None);
-        }
-        Store::open(&looked, false).map(Some)
-    });
-    let store = match opened.await {
-        Ok(Ok(Some(store))) => store,
-        Ok(Ok(None) | Err(JournalError::Locked { .. })) => return Ok(false),
-        Ok(Err(error)) => return Err(format!("{} ({})", error, error.code())),
-        Err(error) => return Err(error.to_string()),
+    let look = move || -> Result<_, JournalError> {
+        let failed =
+            |source| JournalError::Io { deed: "look beside", path: looked.clone(), source };
+        let shim = DaemonRecord::load(&looked).map_err(failed)?;
+        // Read without its lock: who serves it is told by what is in it, and that never changes.
+        let containerd = journal::read(&looked).ok().flatten().map(|it| it.about.grpc_address);
+        Ok((shim, containerd.unwrap_or_default()))
     };
-    if let Some(store) = store {
-        let about = &store.journal().about;
-        let parties = recovery(&about.namespace, &about.grpc_address);
-        return parties.take_down(store).await.map(|()| true).map_err(|error| error.to_string());
+    let (shim, containerd) = tokio::task::spawn_blocking(look).await??;
+    if shim.as_ref().is_some_and(DaemonRecord::is_alive) {
+        return Ok(false);
     }
-    // A shim of plain tasks has no journal, only records of containers.
-    let parties = recovery(namespace, Path::new(""));
-    let deadline = Instant::now() + CONTAINERS;
-    parties.end_containers(folder, deadline).await.map_err(|error| error.to_string())?;
-    let folder = folder.to_owned();
-    let removed = tokio::task::spawn_blocking(move || journal::remove_folder(&folder)).await;
-    match removed {
-        Ok(Ok(())) => Ok(true),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(error) => Err(error.to_string()),
+    let remains = Remains { state_dir: folder.to_owned(), shim, patience: Duration::ZERO };
+    match recovery(namespace, &containerd).finish(remains).await {
+        Ok(_) => Ok(true),
+        Err(RecoverError::Journal(JournalError::Locked { .. })) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -1,6 +1,10 @@
 //! What a reboot, a torn journal and a name used again find of an earlier sandbox.
 
-use std::{path::Path, sync::Arc, time::SystemTime};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use serde_json::{Map, json};
 
@@ -112,7 +116,7 @@ async fn what_a_living_process_holds_is_left_alone() {
     node.sandbox("b").await;
     let folder = node.state_root().join("ns/a");
     DaemonRecord::of_this_process(Path::new("/s")).unwrap().save(&folder).unwrap();
-    let held = Store::open(&node.state_root().join("ns/b"), false).unwrap();
+    let held = Store::open(&node.state_root().join("ns/b"), Duration::ZERO).unwrap();
     let swept = sweep(&node.state_root(), &|_, _| node.recovery()).await;
     assert_eq!((swept.in_use.len(), swept.taken_down.len()), (2, 0), "{swept:?}");
     drop(held);
@@ -131,7 +135,7 @@ async fn what_fails_is_named_and_does_not_stop_the_others() {
     let swept = sweep(&node.state_root(), &|_, _| node.recovery()).await;
     let failed: Vec<&str> = swept.failed.iter().map(|(_, id, _)| id.as_str()).collect();
     assert_eq!(failed, ["a", "c"], "{swept:?}");
-    assert!(swept.failed[0].2.contains("bridge"), "{swept:?}");
+    assert!(swept.failed[0].2.to_string().contains("bridge"), "{swept:?}");
     // The next one takes up what is left.
     let swept = sweep(&node.state_root(), &|_, _| node.recovery()).await;
     assert_eq!(swept.taken_down.len(), 1, "{swept:?}");

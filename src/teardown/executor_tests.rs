@@ -142,7 +142,9 @@ impl Bench {
 
     /// One run by a process that has just started: all it knows is the journal.
     async fn run(&self) -> Result<(), super::TeardownError> {
-        let store = Arc::new(Mutex::new(Store::open(self.folder.path(), true).unwrap().unwrap()));
+        let store = Arc::new(Mutex::new(
+            Store::open(self.folder.path(), Duration::from_secs(5)).unwrap().unwrap(),
+        ));
         let executor = Executor { sandbox: &self.id, store, work: &self.fake, observer: &Deaf };
         executor.run().await
     }
@@ -290,13 +292,13 @@ fn a_journal_of_the_first_version_is_understood() {
 #[test]
 fn a_second_process_waits_its_turn() {
     let bench = Bench::new();
-    let held = Store::open(bench.folder.path(), false).unwrap().unwrap();
+    let held = Store::open(bench.folder.path(), Duration::ZERO).unwrap().unwrap();
     assert!(matches!(
-        Store::open(bench.folder.path(), false),
+        Store::open(bench.folder.path(), Duration::ZERO),
         Err(journal::JournalError::Locked { .. })
     ));
     drop(held);
-    assert!(Store::open(bench.folder.path(), false).unwrap().is_some());
+    assert!(Store::open(bench.folder.path(), Duration::ZERO).unwrap().is_some());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,9 @@ use crate::{
 /// The version that this build writes. It reads all from 1 to this one.
 pub const VERSION: u32 = 1;
 const FILE: &str = "journal.json";
+const LOCK: &str = "lock";
+/// How soon a lock that another process holds is tried again.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// The most that a journal may hold, in bytes; a larger file is none of ours.
 const LIMIT: u64 = 16 << 20;
 
@@ -193,6 +196,11 @@ impl Coded for JournalError {
     }
 }
 
+/// Whether there is a journal in `folder`. What cannot be looked at is taken for one: opening it says why.
+pub fn exists(folder: &Path) -> bool {
+    folder.join(FILE).try_exists().unwrap_or(true)
+}
+
 /// Reads the journal in `folder`, if there is one.
 pub fn read(folder: &Path) -> Result<Option<Journal>, JournalError> {
     let path = folder.join(FILE);
@@ -225,7 +233,25 @@ pub struct Store {
     journal: Journal,
     /// Whether the file on disk may name something that outlives a reboot.
     synced: bool,
-    _lock: nix::fcntl::Flock<File>,
+    lock: FolderLock,
+}
+
+/// The lock of a state folder: whoever changes what is in it holds this. Let go when it is dropped, and by the kernel
+/// when its holder dies.
+#[derive(Debug)]
+pub struct FolderLock {
+    _file: nix::fcntl::Flock<File>,
+}
+
+/// What lies in a state folder, under its lock.
+#[derive(Debug)]
+pub enum Left {
+    /// There is no folder.
+    Nothing,
+    /// Records of containers at most: the folder of a shim of plain tasks, or of a sandbox that was not created yet.
+    Records(FolderLock),
+    /// A sandbox's journal.
+    Journal(Box<Store>),
 }
 
 impl Store {
@@ -238,7 +264,11 @@ impl Store {
             path: path.clone(),
             source,
         })?;
-        let lock = lock(folder, false)?;
+        let lock = lock(folder, Duration::ZERO)?.ok_or_else(|| JournalError::Io {
+            deed: "lock",
+            path,
+            source: io::ErrorKind::NotFound.into(),
+        })?;
         let journal = Journal {
             version: VERSION,
             about,
@@ -247,21 +277,22 @@ impl Store {
             done: vec![],
             closed: false,
         };
-        let mut store = Self { folder: folder.to_owned(), journal, synced: false, _lock: lock };
+        let mut store = Self { folder: folder.to_owned(), journal, synced: false, lock };
         store.save("create:journal")?;
         Ok(store)
     }
 
-    /// Opens an existing journal. `wait`: for as long as another process holds it, else it is an error.
-    pub fn open(folder: &Path, wait: bool) -> Result<Option<Self>, JournalError> {
-        if !folder.join(FILE).exists() {
-            return Ok(None);
+    /// Opens an existing journal, waiting for `patience` at most where another process holds it. Blocks.
+    pub fn open(folder: &Path, patience: Duration) -> Result<Option<Self>, JournalError> {
+        match open(folder, patience)? {
+            Left::Journal(store) => Ok(Some(*store)),
+            Left::Nothing | Left::Records(_) => Ok(None),
         }
-        let lock = lock(folder, wait)?;
-        // Read under the lock: whoever held it may have finished the work meanwhile.
-        let Some(journal) = read(folder)? else { return Ok(None) };
-        let synced = journal.outlives_reboot();
-        Ok(Some(Self { folder: folder.to_owned(), journal, synced, _lock: lock }))
+    }
+
+    /// The lock under which the journal is written.
+    pub fn lock(&self) -> &FolderLock {
+        &self.lock
     }
 
     /// What the journal says.
@@ -354,20 +385,56 @@ pub fn set_aside(folder: &Path) -> Result<(), JournalError> {
     })
 }
 
-/// Removes a sandbox's state folder, and the namespace's folder with its last sandbox.
-pub fn remove_folder(folder: &Path) -> Result<(), JournalError> {
-    match fs::remove_dir_all(folder) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => {
-            return Err(JournalError::Io { deed: "remove", path: folder.join(FILE), source });
+/// Removes the journal alone.
+pub fn remove(folder: &Path, _: &FolderLock) -> Result<(), JournalError> {
+    for file in [FILE, "journal.json.new"] {
+        let path = folder.join(file);
+        gone(fs::remove_file(&path)).map_err(|source| JournalError::Io {
+            deed: "remove",
+            path,
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// Removes a sandbox's state folder, and the namespace's folder with its last sandbox. The lock goes last: whoever comes
+/// anew after that finds nothing that is removed any more.
+pub fn remove_folder(folder: &Path, _: &FolderLock) -> Result<(), JournalError> {
+    let failed = |source| JournalError::Io { deed: "remove", path: folder.to_owned(), source };
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(failed)?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        if entry.file_name() == LOCK {
+            continue;
         }
+        let is_folder = entry.file_type().map_err(failed)?.is_dir();
+        let path = entry.path();
+        gone(if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) })
+            .map_err(failed)?;
+    }
+    gone(fs::remove_file(folder.join(LOCK))).map_err(failed)?;
+    match gone(fs::remove_dir(folder)) {
+        // A new shim of this name was waiting for the lock's end.
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => return Ok(()),
+        other => other.map_err(failed)?,
     }
     if let Some(parent) = folder.parent() {
         // Any other sandbox's folder keeps it.
         let _ = fs::remove_dir(parent);
     }
     Ok(())
+}
+
+/// What is not there any more need not be removed.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 fn write(folder: &Path, journal: &Journal, sync: bool) -> io::Result<()> {
@@ -389,34 +456,56 @@ fn write(folder: &Path, journal: &Journal, sync: bool) -> io::Result<()> {
     Ok(())
 }
 
-fn lock(folder: &Path, wait: bool) -> Result<nix::fcntl::Flock<File>, JournalError> {
+/// Looks into a state folder under its lock, which may take `patience` where another process holds it. Blocks.
+pub fn open(folder: &Path, patience: Duration) -> Result<Left, JournalError> {
+    let Some(lock) = lock(folder, patience)? else { return Ok(Left::Nothing) };
+    // Read under the lock: whoever held it may have finished the work meanwhile.
+    Ok(match read(folder)? {
+        Some(journal) => {
+            let synced = journal.outlives_reboot();
+            Left::Journal(Box::new(Store { folder: folder.to_owned(), journal, synced, lock }))
+        }
+        None => Left::Records(lock),
+    })
+}
+
+/// Takes the lock of a state folder; nothing where there is no folder. Waits for `patience` at most while another
+/// process holds it. Blocks.
+pub fn lock(folder: &Path, patience: Duration) -> Result<Option<FolderLock>, JournalError> {
     use nix::fcntl::{Flock, FlockArg};
     let path = folder.join(FILE);
     let failed = |source| JournalError::Io { deed: "lock", path: path.clone(), source };
-    let how = if wait { FlockArg::LockExclusive } else { FlockArg::LockExclusiveNonblock };
+    let until = Instant::now() + patience;
     loop {
         let file = fs::OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .open(folder.join("lock"))
-            .map_err(failed)?;
-        let lock = Flock::lock(file, how).map_err(|(_, errno)| match errno {
-            nix::errno::Errno::EWOULDBLOCK => JournalError::Locked { path: path.clone() },
-            errno => failed(errno.into()),
-        })?;
+            .open(folder.join(LOCK));
+        let file = match file {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            // The kernel has no wait for a lock that ends by itself.
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) if Instant::now() < until => {
+                std::thread::sleep(LOOK_AGAIN);
+                continue;
+            }
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Err(JournalError::Locked { path }),
+            Err((_, errno)) => return Err(failed(errno.into())),
+        };
         // Whoever held it may have removed the folder, and another may have made it anew meanwhile: then this is a
         // lock on nothing.
-        match fs::metadata(folder.join("lock")) {
-            Ok(found) if found.ino() == lock.metadata().map_err(failed)?.ino() => return Ok(lock),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if !folder.exists() {
-                    // Nothing is left to be guarded; what is read next says so.
-                    return Ok(lock);
-                }
+        match fs::metadata(folder.join(LOCK)) {
+            Ok(found) if found.ino() == lock.metadata().map_err(failed)?.ino() => {
+                return Ok(Some(FolderLock { _file: lock }));
             }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
         }
     }

@@ -177,7 +177,11 @@ pub fn no_step_twice(steps: &[(String, String)]) -> Result<()> {
 /// Runs `delete` for a sandbox as containerd does when a shim is gone; how long it took to answer.
 pub async fn delete(node: &Node, namespace: &str, id: &str) -> Result<Duration> {
     let state = node.folder().join("state/io.containerd.sandbox.controller.v1.shim");
-    let bundle = state.join(namespace).join(id);
+    delete_in(node, namespace, id, &state.join(namespace).join(id)).await
+}
+
+/// The same for whatever has this bundle.
+pub async fn delete_in(node: &Node, namespace: &str, id: &str, bundle: &Path) -> Result<Duration> {
     let mut command =
         tokio::process::Command::new(node.folder().join("bin/containerd-shim-mooring-v1"));
     command.arg("-namespace").arg(namespace).arg("-address").arg(node.socket());

@@ -1,6 +1,7 @@
 //! The sandbox and its tasks, each as the other sees it.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -8,9 +9,9 @@ use std::{
 
 use async_trait::async_trait;
 use mooring::{
-    error::Coded,
+    error::{Coded, code_of_io},
     id::Id,
-    sandbox::{self, PodTasks, Sandbox},
+    sandbox::{self, PodTasks, Sandbox, daemon_record},
 };
 use tokio::time::Instant;
 
@@ -36,9 +37,17 @@ impl Pod for PodOfTasks {
     async fn prepare(
         &self,
         container: &Id,
-        _: &Path,
+        bundle: &Path,
         spec: &mut serde_json::Value,
     ) -> Result<bool, PodError> {
+        // `delete` may be called for this container alone.
+        let (bundle, root) = (bundle.to_owned(), self.0.environment().options.state_root.clone());
+        let pointed =
+            tokio::task::spawn_blocking(move || daemon_record::point_to(&bundle, &root)).await;
+        if let Err(error) = pointed.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            let message = format!("point to the state folder: {error}");
+            return Err(PodError { code: code_of_io(&error), message });
+        }
         if !self.0.is_created() {
             return Ok(false);
         }
