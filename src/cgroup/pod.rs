@@ -4,7 +4,7 @@ use std::{fs, io, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cgroup, Created, Error, Hierarchies, from_systemd};
+use super::{Cgroup, Created, Error, Hierarchies, from_systemd, systemd::slice_path};
 use crate::released::Released;
 
 /// A cgroup that the pod needs. Only what was made for it is removed again.
@@ -14,9 +14,16 @@ pub struct PodCgroupRecord {
     pub created: Created,
 }
 
-/// The path of a pod's parent cgroup below the hierarchies' roots; CRI writes a path or `slice:prefix:name`.
+/// The path of a pod's parent cgroup below the hierarchies' roots; clients write a path, `slice:prefix:name`, or a
+/// slice with or without its path: of that the last part alone counts, as it does for the OCI runtime.
 pub fn parent_path(parent: &str) -> Result<String, Error> {
-    if parent.contains(':') { from_systemd(parent) } else { Ok(parent.to_owned()) }
+    if parent.contains(':') {
+        return from_systemd(parent);
+    }
+    match parent.rsplit('/').next() {
+        Some(slice) if slice.strip_suffix(".slice").is_some() => slice_path(slice),
+        _ => Ok(parent.to_owned()),
+    }
 }
 
 /// What acquiring the group at `path` is going to make.
@@ -101,6 +108,15 @@ mod tests {
         assert_eq!(release(&record).unwrap(), Released::Done);
         assert_eq!(release(&record).unwrap(), Released::AlreadyGone);
         assert!(group.folders().iter().all(|folder| !folder.parent().unwrap().exists()));
+    }
+
+    #[test]
+    fn a_slice_lies_where_systemd_puts_it() {
+        let path = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-poda_b.slice";
+        assert_eq!(parent_path(path).unwrap(), path);
+        assert_eq!(parent_path("kubepods-burstable-poda_b.slice").unwrap(), path);
+        assert_eq!(parent_path("/e2e/pod").unwrap(), "/e2e/pod");
+        assert!(parent_path("/a/--.slice").is_err());
     }
 
     #[test]

@@ -27,6 +27,11 @@ pub fn from_systemd(name: &str) -> Result<String, Error> {
     Ok(path)
 }
 
+/// The path of a slice.
+pub(super) fn slice_path(slice: &str) -> Result<String, Error> {
+    expand(slice).ok_or_else(|| Error::InvalidPath { path: slice.to_owned() })
+}
+
 /// The folders of a slice, from the hierarchy's root.
 fn expand(slice: &str) -> Option<String> {
     let name =

@@ -11,6 +11,7 @@ use containerd_client::services::v1 as api;
 use crate::node::Node;
 use crate::patience;
 use crate::services::in_namespace;
+use crate::systemd;
 
 /// How long after a test a thing may still be on its way out: containerd collects garbage with a delay.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,6 +30,9 @@ impl Snapshot {
         firewall(&mut seen).await?;
         cgroups(Path::new("/sys/fs/cgroup"), &mut seen);
         files(node, &mut seen);
+        if systemd::is_first() {
+            systemd::units(&mut seen)?;
+        }
         records(node, &mut seen).await?;
         Ok(Self(seen))
     }
@@ -64,7 +68,7 @@ pub struct Process {
     pub command: String,
 }
 
-/// All processes of the machine but its first one and the tests'.
+/// All processes of the machine but its first one and the tests'; where systemd is, those that may be of a pod.
 pub fn all_processes() -> Vec<Process> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
     let mut all = Vec::new();
@@ -75,7 +79,7 @@ pub fn all_processes() -> Vec<Process> {
         let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
         let (Some(open), Some(close)) = (stat.find('('), stat.rfind(')')) else { continue };
         let fields: Vec<&str> = stat[close + 1..].split_whitespace().collect();
-        if pid == 1 || pid == own {
+        if pid == 1 || pid == own || systemd::is_first() && !may_be_of_a_pod(&entry.path()) {
             continue;
         }
         let zombie = if fields.first() == Some(&"Z") { " (zombie)" } else { "" };
@@ -88,6 +92,11 @@ pub fn all_processes() -> Vec<Process> {
         });
     }
     all
+}
+
+fn may_be_of_a_pod(process: &Path) -> bool {
+    let cgroup = fs::read_to_string(process.join("cgroup")).unwrap_or_default();
+    cgroup.trim().split_once("::").is_some_and(|(_, path)| systemd::may_be_of_a_pod(path))
 }
 
 fn processes(node: &Node, seen: &mut BTreeSet<String>) {
@@ -146,6 +155,9 @@ async fn firewall(seen: &mut BTreeSet<String>) -> Result<()> {
 fn stays(cgroup: &Path) -> bool {
     let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
     let parent = cgroup.parent().and_then(name);
+    if systemd::is_first() && cgroup.extension().is_some_and(|kind| kind == "slice") {
+        return true;
+    }
     matches!(name(cgroup).as_deref(), Some("k8s.io" | "default" | "e2e" | "mooring" | "shims"))
         || parent.as_deref() == Some("e2e")
 }
@@ -154,6 +166,10 @@ fn cgroups(at: &Path, seen: &mut BTreeSet<String>) {
     for entry in fs::read_dir(at).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             let path = entry.path();
+            let below = path.strip_prefix("/sys/fs/cgroup").unwrap_or(&path).to_string_lossy();
+            if systemd::is_first() && below != "system.slice" && !systemd::may_be_of_a_pod(&below) {
+                continue;
+            }
             if !stays(&path) {
                 seen.insert(format!("cgroup {}", path.display()));
             }

@@ -10,6 +10,7 @@ use k8s_cri::v1::{self as cri, NamespaceMode};
 
 use crate::node::{IMAGE, Node};
 use crate::suite::Case;
+use crate::systemd;
 
 /// How long a state may take to become visible.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -46,7 +47,11 @@ impl PodSpec {
             hostname: name.clone(),
             log_directory: logs.display().to_string(),
             linux: Some(cri::LinuxPodSandboxConfig {
-                cgroup_parent: format!("/e2e/{name}"),
+                cgroup_parent: if systemd::is_first() {
+                    systemd::pod_parent(&name)
+                } else {
+                    format!("/e2e/{name}")
+                },
                 security_context: Some(security),
                 ..Default::default()
             }),
@@ -117,6 +122,11 @@ impl PodSpec {
 
     /// `RunPodSandbox`.
     pub async fn run(&self) -> Result<Pod> {
+        if systemd::is_first()
+            && let Some(linux) = &self.config.linux
+        {
+            systemd::start_slice(&linux.cgroup_parent)?;
+        }
         let request = cri::RunPodSandboxRequest {
             config: Some(self.config.clone()),
             runtime_handler: self.handler.clone(),

@@ -7,6 +7,7 @@
 
 pub mod audit;
 pub mod cri;
+pub mod daemon;
 pub mod direct;
 pub mod faults;
 pub mod life;
@@ -17,6 +18,7 @@ pub mod random;
 pub mod services;
 pub mod stream;
 pub mod suite;
+pub mod systemd;
 pub mod vm;
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid};
 
+use crate::systemd;
+
 /// Tells a run of the binary where in [`enter`] it is.
 const STAGE: &str = "MOORING_E2E_STAGE";
 /// The machine's folder on the outer machine's disk.
@@ -45,6 +47,11 @@ struct Hierarchy {
 
 /// Returns inside the machine. The outer process never returns: it waits, cleans up and exits with the inner status.
 pub fn enter(storage: Storage) -> Result<PathBuf> {
+    if systemd::is_first() {
+        let folder = PathBuf::from(format!("/var/lib/mooring-e2e-{}", std::process::id()));
+        fs::create_dir_all(&folder)?;
+        return Ok(folder);
+    }
     match std::env::var(STAGE).as_deref() {
         Err(_) => outside(storage),
         Ok("init") => init(storage),

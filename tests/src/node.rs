@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,9 @@ use containerd_client::tonic::transport::Channel;
 use k8s_cri::v1 as cri;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use crate::daemon::Daemon;
+use crate::systemd;
 
 /// The image that containers run: busybox.
 pub const IMAGE: &str = "docker.io/library/mooring-test:latest";
@@ -46,7 +49,7 @@ pub struct Node {
     deps: PathBuf,
     programs: PathBuf,
     channel: Channel,
-    containerd: Mutex<Option<Child>>,
+    containerd: Mutex<Option<Daemon>>,
 }
 
 impl Node {
@@ -78,8 +81,9 @@ impl Node {
         fs::create_dir_all("/etc/mooring")?;
         let bin = deps.join("cni/bin");
         let own = format!(
-            "BinaryName = '{}'\nCniConfDir = '{}'\nCniBinDirs = ['{}']\n{}\n",
+            "BinaryName = '{}'\nSystemdCgroup = {}\nCniConfDir = '{}'\nCniBinDirs = ['{}']\n{}\n",
             runc(&deps).display(),
+            systemd::is_first(),
             folder.join("cni/net.d").display(),
             bin.display(),
             settings.options
@@ -163,10 +167,10 @@ impl Node {
 
     /// containerd's process, while it runs.
     pub fn pid(&self) -> Option<i32> {
-        self.child().as_ref().and_then(|child| i32::try_from(child.id()).ok())
+        self.daemon().as_ref().and_then(|daemon| i32::try_from(daemon.pid()).ok())
     }
 
-    fn child(&self) -> MutexGuard<'_, Option<Child>> {
+    fn daemon(&self) -> MutexGuard<'_, Option<Daemon>> {
         self.containerd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -180,21 +184,14 @@ impl Node {
 
     /// Starts containerd and waits until CRI answers.
     pub async fn start(&self) -> Result<()> {
-        let log = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.folder.join("containerd.log"))?;
-        let child = Command::new(self.programs.join("containerd"))
-            .arg("--config")
-            .arg(self.folder.join("config.toml"))
-            .env("PATH", self.path())
-            .env("MOORING_FAILPOINTS", self.failpoints())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("start containerd")?;
-        *self.child() = Some(child);
+        let mut command = Command::new(self.programs.join("containerd"));
+        command.arg("--config").arg(self.folder.join("config.toml"));
+        command.env("PATH", self.path()).env("MOORING_FAILPOINTS", self.failpoints());
+        *self.daemon() = Some(Daemon::start(command, &self.folder.join("containerd.log"))?);
+        self.answers().await
+    }
+
+    async fn answers(&self) -> Result<()> {
         let until = Instant::now() + crate::patience(Duration::from_secs(30));
         loop {
             let request = cri::StatusRequest { verbose: false };
@@ -209,8 +206,8 @@ impl Node {
                     return Ok(());
                 }
             }
-            if let Some(child) = self.child().as_mut()
-                && let Some(status) = child.try_wait()?
+            if let Some(daemon) = self.daemon().as_mut()
+                && let Some(status) = daemon.ended()?
             {
                 bail!("containerd ended with {status}; its log says:\n{}", tail(&self.log(), 15));
             }
@@ -226,8 +223,8 @@ impl Node {
         // A process that dies of a panic may take a while to write down why.
         let until = Instant::now() + crate::patience(Duration::from_secs(10));
         loop {
-            let ended = match self.child().as_mut() {
-                Some(child) => child.try_wait()?.is_some(),
+            let ended = match self.daemon().as_mut() {
+                Some(daemon) => daemon.ended()?.is_some(),
                 None => true,
             };
             if ended {
@@ -250,16 +247,22 @@ impl Node {
     /// Ends containerd with a signal and waits for its end; the shims go on.
     pub async fn end(&self, signal: Signal) -> Result<()> {
         self.signal(signal)?;
-        let Some(mut child) = self.child().take() else { return Ok(()) };
-        let wait = tokio::task::spawn_blocking(move || child.wait());
+        let Some(daemon) = self.daemon().take() else { return Ok(()) };
+        let wait = tokio::task::spawn_blocking(move || daemon.wait());
         tokio::time::timeout(crate::patience(Duration::from_secs(20)), wait)
             .await
             .context("containerd does not end")???;
         Ok(())
     }
 
-    /// An orderly restart.
+    /// An orderly restart, by systemd where that is there.
     pub async fn restart(&self) -> Result<()> {
+        if systemd::is_first() {
+            systemd::systemctl(&["restart", systemd::UNIT])?;
+            let pid = systemd::main_pid().context("the unit has no process")?;
+            *self.daemon() = Some(Daemon::Unit(pid));
+            return self.answers().await;
+        }
         self.end(Signal::SIGTERM).await?;
         self.start().await
     }
@@ -442,6 +445,7 @@ fn config(folder: &Path, deps: &Path, settings: &Settings) -> String {
     let dir = folder.display();
     let runc = runc(deps).display().to_string();
     let deps = deps.display().to_string();
+    let systemd = systemd::is_first();
     let table = "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes";
     // CRI of containerd 2.1 cannot start containers of a shim sandbox whose handler has options, unless they are of
     // runc's type: it reads them as runc's ("failed to get runtime v2 options"). Hence none here: Mooring reads the
@@ -508,6 +512,7 @@ runtime_type = 'io.containerd.runc.v2'
 sandboxer = 'podsandbox'
 [{table}.runc.options]
 BinaryName = '{runc}'
+SystemdCgroup = {systemd}
 {handlers}"
     )
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures_util::FutureExt;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, OnceCell};
 
@@ -18,6 +18,7 @@ use crate::audit::{Snapshot, leftovers};
 use crate::machine::{Storage, enter};
 use crate::node::{Node, Settings, tail};
 use crate::patience;
+use crate::systemd;
 use crate::vm::ONLY;
 use crate::vm::host::plain_name;
 
@@ -82,6 +83,7 @@ pub struct Suite {
     arguments: Arguments,
     world: Option<Arc<World>>,
     trials: Vec<Trial>,
+    systemd: bool,
 }
 
 impl Suite {
@@ -91,7 +93,7 @@ impl Suite {
         // One node, one test at a time: the audit looks at the whole machine.
         arguments.test_threads = Some(1);
         if arguments.list {
-            return Self { arguments, world: None, trials: Vec::new() };
+            return Self { arguments, world: None, trials: Vec::new(), systemd: false };
         }
         let world = enter(Storage::Memory).and_then(|folder| {
             remember_panics();
@@ -102,12 +104,19 @@ impl Suite {
             Ok(World { folder, settings, node: OnceCell::new(), turn: Mutex::new(()), runtime })
         });
         match world {
-            Ok(world) => Self { arguments, world: Some(Arc::new(world)), trials: Vec::new() },
+            Ok(world) => {
+                Self { arguments, world: Some(Arc::new(world)), trials: Vec::new(), systemd: false }
+            }
             Err(error) => {
                 eprintln!("the tests cannot run: {error:#}");
                 std::process::exit(1);
             }
         }
+    }
+
+    /// All tests that follow are of a machine whose first process is systemd, and are skipped on others.
+    pub fn needs_systemd(&mut self) {
+        self.systemd = true;
     }
 
     /// A test on both handlers.
@@ -128,9 +137,15 @@ impl Suite {
     {
         let world = self.world.clone();
         let full = format!("{}::{name}", handler.name());
-        self.trials.push(Trial::test(full, move || {
+        let skipped = self.systemd && !systemd::is_first();
+        self.trials.push(Trial::ignorable_test(full, move || {
+            if skipped {
+                let reason = "systemd is not this machine's first process (make test-vm)";
+                return Ok(Completion::ignored_with(reason));
+            }
             let world = world.context("the machine was not entered").map_err(failed)?;
-            world.runtime.block_on(world.run(handler, &test)).map_err(failed)
+            world.runtime.block_on(world.run(handler, &test)).map_err(failed)?;
+            Ok(Completion::Completed)
         }));
     }
 
@@ -162,7 +177,11 @@ impl Suite {
             };
             self.trials.retain(chosen);
         }
-        libtest_mimic::run(&self.arguments, self.trials).exit()
+        let conclusion = libtest_mimic::run(&self.arguments, self.trials);
+        if systemd::is_first() {
+            let _ = systemd::systemctl(&["stop", systemd::UNIT]);
+        }
+        conclusion.exit()
     }
 }
 
@@ -235,6 +254,9 @@ fn remember_panics() {
 
 /// The cgroups that a kubelet would have made for the pods, and would remove now.
 fn remove_pod_parents() {
+    if systemd::is_first() {
+        let _ = systemd::stop_pod_slices();
+    }
     for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
         for pod in fs::read_dir(hierarchy.path().join("e2e")).into_iter().flatten().flatten() {
             let _ = fs::remove_dir(pod.path());

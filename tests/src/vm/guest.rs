@@ -7,11 +7,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
-use super::{Job, ONLY, PATIENCE, line};
+use super::{Job, ONLY, PATIENCE, Variant, line};
+use crate::systemd;
 
 const PAYLOAD: &str = "/payload";
 /// Emulation is that much slower than the machines that the tests' limits were made for.
@@ -35,6 +36,8 @@ const MODULES: [&str; 14] = [
 
 /// Does the job and switches the machine off. Never returns while the machine is there.
 pub fn main() -> Result<()> {
+    // Firmware and kernel leave the terminal in the middle of a line.
+    println!();
     if let Err(error) = work() {
         println!("{} the guest: {error:#}", line::FAIL);
     }
@@ -53,6 +56,10 @@ fn work() -> Result<()> {
     let job = fs::read(Path::new(PAYLOAD).join(Job::FILE)).context("read the job")?;
     let job =
         Job::from_json(&serde_json::from_slice::<Value>(&job)?).context("understand the job")?;
+    let loaded = Command::new("/usr/sbin/modprobe").arg("-a").args(MODULES).status()?;
+    if !loaded.success() {
+        println!("{} not all modules are there", line::NOTE);
+    }
     fs::create_dir_all(&job.deps)?;
     let none = None::<&str>;
     mount(Some(&Path::new(PAYLOAD).join("deps")), &job.deps, none, MsFlags::MS_BIND, none)
@@ -88,17 +95,8 @@ fn prepare() -> Result<()> {
         symlink("/proc/self/fd", "/dev/fd")?;
     }
     nix::unistd::sethostname("guest")?;
-    let arguments: [&[&str]; 2] = [&["modprobe", "-a"], &["ip", "link", "set", "lo", "up"]];
-    for (index, words) in arguments.iter().enumerate() {
-        let mut command = Command::new(format!("/usr/sbin/{}", words[0]));
-        command.args(&words[1..]);
-        if index == 0 {
-            command.args(MODULES);
-        }
-        if !command.status()?.success() {
-            println!("{} {} fails", line::NOTE, words.join(" "));
-        }
-    }
+    let up = Command::new("/usr/sbin/ip").args(["link", "set", "lo", "up"]).status()?;
+    ensure!(up.success(), "the loopback does not come up");
     Ok(())
 }
 
@@ -115,6 +113,7 @@ fn run(job: &Job, name: &str) -> Result<u32> {
         .env("MOORING_DEPS", &job.deps)
         .env("MOORING_SHIM", here.join(kind).join("containerd-shim-mooring-v1"))
         .env("MOORING_RUNC", job.deps.join("bin").join(job.variant.runtime()))
+        .envs((job.variant == Variant::Systemd).then_some((systemd::OURS, "yes")))
         .env(ONLY, &job.only)
         .env(PATIENCE, SLOWER)
         .stdin(Stdio::null())

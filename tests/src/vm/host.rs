@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+use tempfile::TempDir;
 
 use super::guest::needs_failpoints;
 use super::{Job, ONLY, Variant, line};
@@ -75,7 +76,7 @@ fn one(wish: &Wish, variant: Variant, only: &str, all: &[PathBuf]) -> Result<u32
     let disk = pack(wish, variant, only, &chosen, folder.path(), &deps).context("pack the disk")?;
     let log = wish.logs.as_deref().unwrap_or(folder.path()).join(format!("{}.log", variant.name()));
     let mut machine = boot(variant, &deps.join("vm"), &disk)?;
-    let watched = watch(&mut machine, &log, wish.limit);
+    let watched = watch(&mut machine, folder, &log, wish.limit);
     let _ = machine.kill();
     let _ = machine.wait();
     let seen = watched?;
@@ -266,7 +267,10 @@ struct Seen {
     tail: String,
 }
 
-fn watch(machine: &mut Child, log: &Path, limit: Duration) -> Result<Seen> {
+/// Passes on what the machine says. Its folder goes as soon as it has spoken, for then its files are open: so they stay
+/// on no disk when this process is killed.
+fn watch(machine: &mut Child, folder: TempDir, log: &Path, limit: Duration) -> Result<Seen> {
+    let mut folder = Some(folder);
     let lines = lines_of(machine)?;
     let mut log = fs::File::create(log).with_context(|| format!("write {}", log.display()))?;
     let (mut seen, mut tail) = (Seen::default(), VecDeque::new());
@@ -280,6 +284,7 @@ fn watch(machine: &mut Child, log: &Path, limit: Duration) -> Result<Seen> {
                 break;
             }
         };
+        drop(folder.take());
         writeln!(log, "{text}")?;
         match text.split(' ').next().unwrap_or_default() {
             line::PASS => seen.passed += 1,

@@ -23,17 +23,20 @@ pub enum Variant {
     Runc,
     /// A plain first process, crun.
     Crun,
+    /// systemd, runc through systemd's cgroups, containerd as a unit, AppArmor enforced.
+    Systemd,
 }
 
 impl Variant {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Runc, Self::Crun];
+    pub const ALL: [Self; 3] = [Self::Runc, Self::Crun, Self::Systemd];
 
     /// As the command line calls it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Runc => "runc",
             Self::Crun => "crun",
+            Self::Systemd => "systemd",
         }
     }
 
@@ -45,7 +48,7 @@ impl Variant {
     /// The OCI runtime's program in the prerequisites' `bin`.
     fn runtime(self) -> &'static str {
         match self {
-            Self::Runc => "runc",
+            Self::Runc | Self::Systemd => "runc",
             Self::Crun => "crun",
         }
     }
@@ -54,6 +57,7 @@ impl Variant {
     fn first(self) -> &'static str {
         match self {
             Self::Runc | Self::Crun => "/payload/vm",
+            Self::Systemd => "/lib/systemd/systemd",
         }
     }
 
@@ -61,34 +65,39 @@ impl Variant {
     fn kernel(self) -> &'static str {
         match self {
             Self::Runc | Self::Crun => "apparmor=0",
+            Self::Systemd => "apparmor=1 security=apparmor systemd.show_status=no",
         }
     }
 
     /// What of the suite is run where all of it would take too long: see [`ONLY`]. Each property of a pod that depends
-    /// on the cgroup version, the kernel, the libc or the OCI runtime is there once.
-    fn core(self) -> &'static [&'static str] {
+    /// on the cgroup version, the kernel, the libc, the OCI runtime or systemd is there once.
+    fn core(self) -> Vec<&'static str> {
         match self {
-            Self::Runc | Self::Crun => &[
-                "cri_lifecycle::",
-                "cri_resources::",
-                "::two_containers_share_network_ipc_and_hostname",
-                "::a_shared_pid_namespace_shows_all_processes_of_the_pod",
-                "::a_privileged_container_may_mount_and_sees_devices",
-                "::a_user_namespaced_pod_may_share_its_pid_namespace",
-                "::given_sysctls_are_set_in_the_pod_alone",
-                "::logs_have_both_streams_to_the_last_line",
-                "::exec_with_a_terminal_has_one_of_the_wanted_size",
-                "::stop_and_remove_may_be_repeated",
-                "::containers_of_a_killed_shim_are_exited_within_ten_seconds",
-                "::a_shim_killed_with_shared_pids_leaves_nothing",
-                "::a_shim_killed_in_a_user_namespace_leaves_nothing",
-                "::a_pod_with_shared_pids_lives_through_a_restart",
-                "::a_frozen_container_keeps_no_pod_of_cri",
-                "mooring::a_sandbox_lives_from_create_to_shutdown",
-            ],
+            Self::Runc => {
+                [&["cri_lifecycle::runc", "cri_resources::runc::container_stats"], &CORE[..]]
+                    .concat()
+            }
+            Self::Crun => CORE.to_vec(),
+            Self::Systemd => vec!["systemd::", "cri_lifecycle::mooring", "cri_resources::mooring"],
         }
     }
 }
+
+/// Of a machine with a plain first process, on Mooring's handler.
+const CORE: [&str; 12] = [
+    "cri_lifecycle::mooring",
+    "mooring::container_stats_count_memory_and_cpu",
+    "mooring::pod_stats_count_the_pod_and_list_its_containers",
+    "mooring::limits_are_set_and_updated",
+    "mooring::a_container_without_memory_is_reported_as_oom_killed",
+    "mooring::two_containers_share_network_ipc_and_hostname",
+    "mooring::a_user_namespaced_pod_may_share_its_pid_namespace",
+    "mooring::logs_have_both_streams_to_the_last_line",
+    "mooring::stop_and_remove_may_be_repeated",
+    "mooring::containers_of_a_killed_shim_are_exited_within_ten_seconds",
+    "mooring::a_shim_killed_with_shared_pids_leaves_nothing",
+    "mooring::a_frozen_container_keeps_no_pod_of_cri",
+];
 
 /// What the guest is to do, as it is written onto the disk.
 struct Job {
