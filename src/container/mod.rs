@@ -1,6 +1,7 @@
-//! A container as a resource: the record of what it holds, and how all of it is released, by the shim that made it
-//! or by whoever finds the record after that shim is gone.
+//! A container as a resource: how it is acquired, the record of what it holds, and how all of it is released, by the shim
+//! that made it or by whoever finds the record after that shim is gone.
 
+mod acquire;
 mod record;
 mod release;
 
@@ -9,8 +10,9 @@ use std::{io, path::PathBuf};
 use thiserror::Error;
 
 pub use crate::sys::identity::{Pinned, is_alive, start_time};
+pub use acquire::Acquisition;
 pub use record::{Init, Record, find, load_all};
-pub use release::{kill_in_place, release};
+pub use release::{end, kill_in_place, release};
 
 use crate::error::{Code, Coded, code_of_io};
 

@@ -48,13 +48,24 @@ pub struct Record {
     /// Whether the shim mounted (or was about to mount) its root file system.
     #[serde(default)]
     pub rootfs_mounted: bool,
+    /// The folder of the sockets over which terminals of the container's processes arrive; there while one is awaited.
+    #[serde(default)]
+    pub consoles: Option<PathBuf>,
 }
 
 impl Record {
     /// The record of a container that is about to be created.
     pub fn new(id: Id, bundle: PathBuf, runtime: RuntimeSettings) -> Self {
-        let cgroup = Cgroup::default();
-        Self { version: VERSION, id, bundle, runtime, init: None, cgroup, rootfs_mounted: false }
+        Self {
+            version: VERSION,
+            id,
+            bundle,
+            runtime,
+            init: None,
+            cgroup: Cgroup::default(),
+            rootfs_mounted: false,
+            consoles: None,
+        }
     }
 
     fn path(dir: &Path, id: &Id) -> PathBuf {

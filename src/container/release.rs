@@ -1,6 +1,6 @@
 //! Releasing a container: everything of it is killed, waited for, deleted from the OCI runtime and unmounted.
 
-use std::path::Path;
+use std::{fs, io, path::Path};
 
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout_at};
@@ -53,8 +53,7 @@ fn kill(record: &Record) -> Result<(Released, Option<Pinned>), Error> {
     Ok((found, pinned))
 }
 
-/// Releases everything that `record` says a container holds, except the record itself: its keeper removes that
-/// ([`Record::remove`]) once this has succeeded. May be called any number of times, with or without the shim that
+/// Releases everything that `record` says a container holds, except the record itself (see [`end`]). May be called any number of times, with or without the shim that
 /// created the container.
 pub async fn release(
     record: &Record,
@@ -92,6 +91,28 @@ pub async fn release(
     if record.rootfs_mounted {
         found = found.and(unmount(record).await?);
     }
+    if let Some(consoles) = &record.consoles {
+        // A shim that was killed while a terminal was on its way has left its socket.
+        match fs::remove_dir_all(consoles) {
+            Ok(()) => found = Released::Done,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => {
+                return Err(Error::File { deed: "remove", path: consoles.clone(), source });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Releases everything that a container holds, then removes its record from `dir`.
+pub async fn end(
+    record: &Record,
+    dir: &Path,
+    reaper: &Reaper,
+    deadline: Instant,
+) -> Result<Released, Error> {
+    let found = release(record, reaper, deadline).await?;
+    Record::remove(dir, &record.id)?;
     Ok(found)
 }
 

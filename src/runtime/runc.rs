@@ -32,8 +32,17 @@ impl Runc {
         &self.settings
     }
 
-    fn call<'a>(&self, verb: &'static str, id: &'a Id, log: Option<&'a Path>) -> Call<'a> {
+    /// A call in the bundle, as containerd's own shims make it: wrappers of a runtime rely on it. A bundle that is gone
+    /// is no place.
+    fn call<'a>(
+        &self,
+        verb: &'static str,
+        id: &'a Id,
+        bundle: &Path,
+        log: Option<&'a Path>,
+    ) -> Call<'a> {
         let mut command = Command::new(find(&self.settings.binary));
+        command.current_dir(if bundle.is_dir() { bundle } else { Path::new("/") });
         command.arg("--root").arg(&self.settings.root);
         if let Some(log) = log {
             command.arg("--log").arg(log).args(["--log-format", "json"]);
@@ -54,7 +63,7 @@ impl Runc {
         input: &[u8],
     ) -> Result<(), Error> {
         let log = log_of(bundle);
-        let mut call = self.call(verb, id, log.as_deref());
+        let mut call = self.call(verb, id, bundle, log.as_deref());
         call.command.args(arguments.iter().take_while(|one| one.starts_with('-')));
         call.command.arg(id.as_str());
         call.command.args(arguments.iter().skip_while(|one| one.starts_with('-')));
@@ -97,7 +106,7 @@ fn read_pid(verb: &'static str, path: &Path) -> Result<i32, Error> {
 impl OciRuntime for Runc {
     async fn create(&self, id: &Id, bundle: &Path, create: Create) -> Result<i32, Error> {
         let (log, pid) = (bundle.join("log.json"), bundle.join("init.pid"));
-        let mut call = self.call("create", id, Some(&log));
+        let mut call = self.call("create", id, bundle, Some(&log));
         call.command.arg("--bundle").arg(bundle).arg("--pid-file").arg(&pid);
         if self.settings.no_pivot_root {
             call.command.arg("--no-pivot");
@@ -140,7 +149,7 @@ impl OciRuntime for Runc {
             path: process.0.clone(),
             source,
         })?;
-        let mut call = self.call("exec", id, Some(&log.0));
+        let mut call = self.call("exec", id, bundle, Some(&log.0));
         call.command.arg("--process").arg(&process.0).arg("--pid-file").arg(&pid.0).arg("--detach");
         if let Some(console) = &exec.console {
             call.command.arg("--console-socket").arg(console);

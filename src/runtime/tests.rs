@@ -75,6 +75,29 @@ async fn every_call_of_a_runtime_that_hangs_ends_in_time_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn the_runtime_runs_in_the_bundle() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bundle, places) = (folder.path().join("bundle"), folder.path().join("places"));
+    fs::create_dir(&bundle).unwrap();
+    let runc = Runc::new(settings(folder.path()), Reaper::start().unwrap());
+    let text = format!("#!/bin/sh\npwd >> {}\nexit 1\n", places.display());
+    fs::write(folder.path().join("runtime"), text).unwrap();
+    let id = Id::new("c1").unwrap();
+    let stdio = || Stdio::default();
+    runc.create(&id, &bundle, stdio().into()).await.unwrap_err();
+    runc.start(&id, &bundle).await.unwrap_err();
+    let exec = Exec { process: json!({}), stdio: stdio(), console: None };
+    runc.exec(&id, &Id::new("e1").unwrap(), &bundle, exec).await.unwrap_err();
+    runc.delete(&id, &bundle).await.unwrap_err();
+    fs::remove_dir(&bundle).unwrap();
+    // `delete` may come when the bundle is gone.
+    runc.delete(&id, &bundle).await.unwrap_err();
+    let bundle = bundle.display();
+    let expected = format!("{bundle}\n{bundle}\n{bundle}\n{bundle}\n/\n");
+    assert_eq!(fs::read_to_string(places).unwrap(), expected);
+}
+
+#[tokio::test]
 async fn a_limit_that_no_clock_can_reach_is_none() {
     // As a shim from before limits were bounded may have written it down.
     let folder = tempfile::tempdir().unwrap();

@@ -501,6 +501,8 @@ stream_server_port = '0'
 [plugins.'io.containerd.cri.v1.runtime']
 # Not every machine lets root lower it.
 restrict_oom_score_adj = true
+# How long ExecSync waits for output that what an exec left behind still holds, before it deletes the exec.
+drain_exec_sync_io_timeout = '3s'
 cdi_spec_dirs = ['{dir}/cdi']
 [plugins.'io.containerd.cri.v1.runtime'.cni]
 bin_dirs = ['{deps}/cni/bin']

@@ -41,6 +41,20 @@ async fn signals_are_as_the_kernel_has_them_in_init_and_exec(case: Case) -> Resu
     pod.end().await
 }
 
+async fn what_an_exec_leaves_behind_does_not_keep_exec_sync(case: Case) -> Result<()> {
+    let pod = PodSpec::new(&case).run().await?;
+    let container = pod.start(&ContainerSpec::idle("main")).await?;
+    let since = Instant::now();
+    let left = container.exec(&["/bin/sh", "-c", "echo said; sleep 4322 &"]).await;
+    let message = format!("{:#}", left.expect_err("its output is not complete"));
+    assert!(message.contains("held by other processes"), "{message}");
+    // Three seconds of CRI, ten of the shim.
+    assert!(since.elapsed() < Duration::from_secs(30));
+    let list = container.shell("ps -o args").await?;
+    assert!(list.contains("sleep 4322"), "{list}");
+    pod.end().await
+}
+
 async fn exec_sync_ends_at_its_timeout_and_kills_the_process(case: Case) -> Result<()> {
     let pod = PodSpec::new(&case).run().await?;
     let container = pod.start(&ContainerSpec::idle("main")).await?;
@@ -215,6 +229,7 @@ async fn listening(container: &mooring_e2e::cri::Container, port: &str) -> Resul
 suite!(Settings::default();
     both: exec_sync_returns_exit_code_and_both_streams,
         signals_are_as_the_kernel_has_them_in_init_and_exec,
+        what_an_exec_leaves_behind_does_not_keep_exec_sync,
         exec_sync_ends_at_its_timeout_and_kills_the_process,
         exec_sync_brings_all_of_a_large_output,
         twenty_execs_at_once_all_answer,

@@ -73,6 +73,42 @@ async fn a_task_logs_into_a_file(case: Case) -> Result<()> {
     Ok(())
 }
 
+async fn a_task_does_not_hold_its_log_file(case: Case) -> Result<()> {
+    let id = case.unique("plain");
+    let log = case.node.folder().join(format!("logs/{id}.log"));
+    let uri = format!("file://{}", log.display());
+    let script = "echo first; sleep 0.2; : >/proc/self/fd/1; echo second; readlink /proc/self/fd/1";
+    let command = ["/bin/sh", "-c", script];
+    run(&case, &["--detach", "--log-uri", &uri], &id, &command).await?;
+    for _ in 0..500 {
+        if fs::read_to_string(&log).is_ok_and(|text| text.contains("pipe:[")) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let text = fs::read_to_string(&log)?;
+    assert!(text.starts_with("first\nsecond\npipe:["), "{text}");
+    case.node.ctr(&["tasks", "rm", "-f", &id]).await?;
+    case.node.ctr(&["containers", "rm", &id]).await?;
+    Ok(())
+}
+
+/// The peer waits in the opening of the fifo until somebody reads.
+async fn a_fifo_as_log_file_is_refused_at_once(case: Case) -> Result<()> {
+    let id = case.unique("plain");
+    let fifo = case.node.folder().join(format!("logs/{id}.fifo"));
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)?;
+    let uri = format!("file://{}", fifo.display());
+    let begun = std::time::Instant::now();
+    let error = run(&case, &["--detach", "--log-uri", &uri], &id, &["/bin/true"]).await;
+    let message = format!("{:#}", error.expect_err("a fifo is no log file"));
+    assert!(message.contains("appended"), "{message}");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(10));
+    fs::remove_file(&fifo)?;
+    let _ = case.node.ctr(&["containers", "rm", &id]).await;
+    Ok(())
+}
+
 async fn a_missing_program_is_named_and_leaves_nothing(case: Case) -> Result<()> {
     let id = case.unique("plain");
     let error = run(&case, &["--rm"], &id, &["/no/such/program"]).await;
@@ -136,6 +172,8 @@ suite!(Settings::default();
         the_exit_code_of_a_task_is_ctrs,
         a_detached_task_is_listed_executed_in_paused_and_killed,
         a_task_logs_into_a_file,
+        a_task_does_not_hold_its_log_file,
         a_missing_program_is_named_and_leaves_nothing;
-    mooring: a_sandbox_runs_takes_containers_and_is_removed,
+    mooring: a_fifo_as_log_file_is_refused_at_once,
+        a_sandbox_runs_takes_containers_and_is_removed,
         a_sandbox_with_a_network_runs_and_is_removed);

@@ -75,14 +75,6 @@ pub enum Error {
     /// The container's control group.
     #[error(transparent)]
     Cgroup(#[from] mooring::cgroup::Error),
-    /// The root file system.
-    #[error("root file system of task \"{task}\": {source}")]
-    Mounts {
-        /// The container.
-        task: Id,
-        /// What failed.
-        source: mooring::mounts::Error,
-    },
     /// A file, pipe or socket.
     #[error("{deed} {path}: {source}", path = path.display())]
     File {
@@ -113,7 +105,6 @@ impl Coded for Error {
             Self::Runtime(error) => error.code(),
             Self::Container(error) => error.code(),
             Self::Cgroup(error) => error.code(),
-            Self::Mounts { source, .. } => source.code(),
             Self::File { source, .. } => code_of_io(source),
             Self::Late(_) => Code::DeadlineExceeded,
             Self::Broken(_) => Code::Unknown,

@@ -6,9 +6,8 @@ use std::{
 };
 
 use mooring::{
-    container::Record,
+    container,
     id::Id,
-    mounts,
     process::Expecting,
     runtime::{self, Exec, quick},
 };
@@ -19,11 +18,10 @@ use tokio::time::Instant;
 use super::{
     Ended, Error, ExecRequest,
     container::{Container, Frozen, lock},
-    create::with_terminal,
+    parties::Parties,
     process::{Life, Live, Process},
     publish, spec,
     stdio::{self, Io, Listener, Mode, Owner},
-    tasks::Inner,
 };
 
 /// How long a deletion waits for what has been killed to be gone.
@@ -31,7 +29,7 @@ const DELETE: Duration = Duration::from_secs(10);
 
 impl Container {
     /// Task.Start of the init.
-    pub(super) async fn start(&self, tasks: &Inner) -> Result<u32, Error> {
+    pub(super) async fn start(&self, parties: &Parties) -> Result<u32, Error> {
         let _order = self.order.lock().await;
         let live = match self.init.life() {
             Life::Created(live) => live,
@@ -55,7 +53,7 @@ impl Container {
         }
         let pid = live.pid.unsigned_abs();
         self.init.set_life(Life::Running(live));
-        publish::started(&*tasks.events, &self.id, pid);
+        publish::started(&*parties.events, &self.id, pid);
         if self.owns_cgroup_namespace {
             self.cgroup.delegate();
         }
@@ -63,7 +61,7 @@ impl Container {
     }
 
     /// Task.Exec: adds a process, which [`Container::start_exec`] starts.
-    pub(super) fn add_exec(&self, tasks: &Inner, request: ExecRequest) -> Result<(), Error> {
+    pub(super) fn add_exec(&self, parties: &Parties, request: ExecRequest) -> Result<(), Error> {
         if self.ending.load(Ordering::SeqCst)
             || !matches!(self.init.life(), Life::Created(_) | Life::Running(_))
         {
@@ -88,14 +86,14 @@ impl Container {
         }
         let added = Process::new(request.streams, Life::Added(Arc::new(process)), None);
         execs.insert(request.exec_id.clone(), Arc::new(added));
-        publish::exec_added(&*tasks.events, &self.id, &request.exec_id);
+        publish::exec_added(&*parties.events, &self.id, &request.exec_id);
         Ok(())
     }
 
     /// Task.Start of an exec.
     pub(super) async fn start_exec(
         self: &Arc<Self>,
-        tasks: &Inner,
+        parties: &Parties,
         exec_id: &str,
     ) -> Result<u32, Error> {
         let process = self.exec(exec_id)?;
@@ -107,27 +105,27 @@ impl Container {
         if self.ending.load(Ordering::SeqCst) || !matches!(self.init.life(), Life::Running(_)) {
             return Err(Error::state(&self.id, "cannot exec in a container that is not running"));
         }
-        let expecting = tasks.reaper.expecting();
-        let started = self.run_exec(tasks, &expecting, &exec_id, &process, &spec).await;
+        let expecting = parties.reaper.expecting();
+        let started = self.run_exec(parties, &expecting, &exec_id, &process, &spec).await;
         let (pid, io) = match started {
             Ok(started) => started,
             Err(error) => {
-                // Whoever waits for it must not wait for ever.
-                process.stop(Ended { pid: 0, status: 255, at: SystemTime::now() });
+                // Whoever waits for it must not wait for ever. It may be started again.
+                process.release(Ended { pid: 0, status: 255, at: SystemTime::now() });
                 return Err(error);
             }
         };
         let (live, exited) = Live::adopt(pid, &expecting);
         process.set_io(io);
-        process.set_life(Life::Running(live));
-        publish::exec_started(&*tasks.events, &self.id, &exec_id, pid.unsigned_abs());
-        self.watch_exec(exec_id, Arc::clone(&process), exited, Arc::clone(&tasks.events));
+        process.run(live);
+        publish::exec_started(&*parties.events, &self.id, &exec_id, pid.unsigned_abs());
+        self.watch_exec(exec_id, Arc::clone(&process), exited, Arc::clone(&parties.events));
         Ok(pid.unsigned_abs())
     }
 
     async fn run_exec(
         &self,
-        tasks: &Inner,
+        parties: &Parties,
         expecting: &Expecting,
         exec_id: &Id,
         process: &Process,
@@ -137,20 +135,21 @@ impl Container {
         let given = (settings.io_uid != 0 || settings.io_gid != 0)
             .then_some((settings.io_uid, settings.io_gid));
         let owner = Owner {
-            namespace: &tasks.namespace,
+            namespace: &parties.namespace,
             container: self.id.as_str(),
             ids: spec::mapped_owner(&self.mappings, spec).or(given),
         };
         let streams = &process.streams;
         if streams.terminal {
-            let listener = Listener::new(&tasks.run_dir)?;
+            let listener = Listener::new(&parties.consoles(&self.id))?;
             let stdio = runtime::Stdio::default();
             let exec = Exec { process: spec.clone(), stdio, console: Some(listener.path()) };
-            let (pid, master) = with_terminal(&listener, async {
-                Ok(self.runtime.exec(&self.id, exec_id, &self.bundle, exec).await?)
-            })
-            .await?;
-            match stdio::open_terminal(streams, master, &owner, &tasks.reaper).await {
+            let (pid, master) = listener
+                .during(async {
+                    Ok(self.runtime.exec(&self.id, exec_id, &self.bundle, exec).await?)
+                })
+                .await?;
+            match stdio::open_terminal(streams, master, &owner, &parties.reaper).await {
                 Ok(io) => return Ok((pid, io)),
                 Err(error) => {
                     // It runs already; without its streams it must not go on.
@@ -159,31 +158,31 @@ impl Container {
                 }
             }
         }
-        let mode = if spec::needs_relay(spec) { Mode::Relay } else { Mode::Direct };
-        let (stdio, io) = stdio::open(streams, mode, &owner, &tasks.reaper).await?;
+        let mode = if spec::needs_relay(spec) { Mode::Relay } else { Mode::RelayOutput };
+        let (stdio, io) = stdio::open(streams, mode, &owner, &parties.reaper).await?;
         let exec = Exec { process: spec.clone(), stdio, console: None };
         Ok((self.runtime.exec(&self.id, exec_id, &self.bundle, exec).await?, io))
     }
 
     /// Task.Pause.
-    pub(super) async fn pause(&self, tasks: &Inner) -> Result<(), Error> {
+    pub(super) async fn pause(&self, parties: &Parties) -> Result<(), Error> {
         let _order = self.order.lock().await;
         self.must_run()?;
         *lock(&self.frozen) = Frozen::Becoming;
         let paused = self.runtime.pause(&self.id, &self.bundle).await;
         *lock(&self.frozen) = if paused.is_ok() { Frozen::Yes } else { Frozen::No };
         paused?;
-        publish::paused(&*tasks.events, &self.id);
+        publish::paused(&*parties.events, &self.id);
         Ok(())
     }
 
     /// Task.Resume.
-    pub(super) async fn resume(&self, tasks: &Inner) -> Result<(), Error> {
+    pub(super) async fn resume(&self, parties: &Parties) -> Result<(), Error> {
         let _order = self.order.lock().await;
         self.must_run()?;
         self.runtime.resume(&self.id, &self.bundle).await?;
         *lock(&self.frozen) = Frozen::No;
-        publish::resumed(&*tasks.events, &self.id);
+        publish::resumed(&*parties.events, &self.id);
         Ok(())
     }
 
@@ -260,7 +259,7 @@ impl Container {
     }
 
     /// Task.Delete of the container.
-    pub(super) async fn delete(&self, tasks: &Inner) -> Result<Ended, Error> {
+    pub(super) async fn delete(&self, parties: &Parties) -> Result<Ended, Error> {
         let _order = self.order.lock().await;
         let ended = match self.init.life() {
             Life::Stopped(ended) => ended,
@@ -279,21 +278,9 @@ impl Container {
         if let Some(io) = self.init.take_io() {
             io.drain().await;
         }
-        let settings = &self.record.runtime;
-        if settings.root.join(&self.id).exists()
-            && !quick::delete(settings, &self.id, Instant::now() + DELETE).await?
-        {
-            self.runtime.delete(&self.id, &self.bundle).await?;
-        }
-        if self.record.rootfs_mounted {
-            let rootfs = self.bundle.join("rootfs");
-            tokio::task::spawn_blocking(move || mounts::unmount_all(&rootfs))
-                .await?
-                .map_err(|source| Error::Mounts { task: self.id.clone(), source })?;
-        }
-        Record::remove(&tasks.pod.tasks_dir(), &self.id)?;
-        tasks.forget(&self.id);
-        publish::deleted(&*tasks.events, &self.id, &ended);
+        let deadline = Instant::now() + DELETE;
+        let dir = parties.pod.tasks_dir();
+        container::end(&self.record, &dir, &parties.reaper, deadline).await?;
         Ok(ended)
     }
 }

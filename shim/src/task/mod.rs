@@ -9,6 +9,7 @@ mod create;
 mod error;
 mod lifecycle;
 pub mod metrics;
+mod parties;
 mod pod;
 mod process;
 mod publish;

@@ -90,6 +90,17 @@ impl Process {
         self.ended.send_replace(Some(ended));
     }
 
+    /// Wakes everybody who waits for the end of a process that could not be started, and stays as it was.
+    pub(super) fn release(&self, ended: Ended) {
+        self.ended.send_replace(Some(ended));
+    }
+
+    /// Records that it runs, from now on.
+    pub(super) fn run(&self, live: Arc<Live>) {
+        self.ended.send_replace(None);
+        self.set_life(Life::Running(live));
+    }
+
     /// Waits for the end.
     pub(super) async fn wait(&self) -> Ended {
         let mut ended = self.ended.subscribe();

@@ -17,7 +17,9 @@ use super::{
     CreateRequest, Ended, Error, ExecRequest, Member, Pod, State,
     container::{Container, lock},
     create, metrics,
+    parties::Parties,
     process::{Life, signal},
+    publish,
 };
 use crate::events::Events;
 
@@ -31,19 +33,9 @@ enum Slot {
     Here(Arc<Container>),
 }
 
-pub(super) struct Inner {
-    pub(super) namespace: String,
-    pub(super) events: Arc<dyn Events>,
-    pub(super) pod: Arc<dyn Pod>,
-    pub(super) reaper: Reaper,
-    pub(super) run_dir: PathBuf,
+struct Inner {
+    parties: Parties,
     slots: Mutex<BTreeMap<Id, Slot>>,
-}
-
-impl Inner {
-    pub(super) fn forget(&self, id: &Id) {
-        lock(&self.slots).remove(id);
-    }
 }
 
 /// Gives the name back unless the container came to be.
@@ -71,7 +63,8 @@ impl Tasks {
         reaper: Reaper,
         run_dir: PathBuf,
     ) -> Self {
-        Self(Arc::new(Inner { namespace, events, pod, reaper, run_dir, slots: Mutex::default() }))
+        let parties = Parties { namespace, events, pod, reaper, run_dir };
+        Self(Arc::new(Inner { parties, slots: Mutex::default() }))
     }
 
     fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
@@ -96,7 +89,7 @@ impl Tasks {
                 slots.insert(id.clone(), Slot::Coming(coming));
             }
             let reserved = Reserved { inner: &inner, id: id.clone(), _over: over };
-            let container = create::create(&inner, request).await?;
+            let container = create::create(&inner.parties, request).await?;
             let pid = container.exited.pid().unsigned_abs();
             lock(&inner.slots).insert(id, Slot::Here(container));
             drop(reserved);
@@ -126,9 +119,9 @@ impl Tasks {
             (Arc::clone(&self.0), self.container(id)?, exec_id.to_owned());
         tokio::spawn(async move {
             if exec_id.is_empty() {
-                container.start(&inner).await
+                container.start(&inner.parties).await
             } else {
-                container.start_exec(&inner, &exec_id).await
+                container.start_exec(&inner.parties, &exec_id).await
             }
         })
         .await?
@@ -157,11 +150,13 @@ impl Tasks {
         let (inner, container, exec_id) =
             (Arc::clone(&self.0), self.container(id)?, exec_id.to_owned());
         tokio::spawn(async move {
-            if exec_id.is_empty() {
-                container.delete(&inner).await
-            } else {
-                container.delete_exec(&exec_id).await
+            if !exec_id.is_empty() {
+                return container.delete_exec(&exec_id).await;
             }
+            let ended = container.delete(&inner.parties).await?;
+            lock(&inner.slots).remove(&container.id);
+            publish::deleted(&*inner.parties.events, &container.id, &ended);
+            Ok(ended)
         })
         .await?
     }
@@ -191,13 +186,13 @@ impl Tasks {
     /// Freezes the container.
     pub async fn pause(&self, id: &str) -> Result<(), Error> {
         let (inner, container) = (Arc::clone(&self.0), self.container(id)?);
-        tokio::spawn(async move { container.pause(&inner).await }).await?
+        tokio::spawn(async move { container.pause(&inner.parties).await }).await?
     }
 
     /// Lets a frozen container go on.
     pub async fn resume(&self, id: &str) -> Result<(), Error> {
         let (inner, container) = (Arc::clone(&self.0), self.container(id)?);
-        tokio::spawn(async move { container.resume(&inner).await }).await?
+        tokio::spawn(async move { container.resume(&inner.parties).await }).await?
     }
 
     /// Signals a process, or with `all` every process of the container.
@@ -207,7 +202,7 @@ impl Tasks {
 
     /// Adds a process to a container, to be started by [`Tasks::start`].
     pub fn exec(&self, request: ExecRequest) -> Result<(), Error> {
-        self.container(request.id.as_str())?.add_exec(&self.0, request)
+        self.container(request.id.as_str())?.add_exec(&self.0.parties, request)
     }
 
     /// Sets the size of a process's terminal.

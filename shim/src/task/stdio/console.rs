@@ -4,48 +4,83 @@ use std::{
     fs, io,
     io::IoSliceMut,
     mem::MaybeUninit,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use rustix::{
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
     termios::{Winsize, tcsetwinsize},
 };
-use tokio::{io::Interest, net::UnixListener, task::JoinHandle};
+use tokio::{io::Interest, net::UnixListener, task::JoinHandle, time::timeout};
 
 use super::super::Error;
 
-/// A socket that waits for one terminal. Its folder is only ours, and goes with it.
+/// How long the runtime's terminal may take to arrive once the runtime has succeeded.
+const TERMINAL: Duration = Duration::from_secs(10);
+
+/// Tells the sockets of this process apart.
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A socket that waits for one terminal.
 pub(in super::super) struct Listener {
     socket: UnixListener,
-    folder: PathBuf,
+    path: PathBuf,
 }
 
 impl Listener {
-    /// Makes the socket in a new folder below `run`: a bundle's path can be longer than a socket's may be.
-    pub(in super::super) fn new(run: &Path) -> Result<Self, Error> {
-        fs::create_dir_all(run).map_err(Error::at("make", run))?;
-        let template = run.join("tty-XXXXXX");
-        let folder = nix::unistd::mkdtemp(&template)
-            .map_err(|error| Error::at("make", &template)(error.into()))?;
-        let path = folder.join("s");
-        match UnixListener::bind(&path) {
-            Ok(socket) => Ok(Self { socket, folder }),
-            Err(error) => {
-                // Nothing is in it.
-                let _ = fs::remove_dir(&folder);
-                Err(Error::at("bind console socket", path)(error))
+    /// Makes the socket in `folder`, which is made where it is missing: a bundle's path can be longer than a socket's
+    /// may be. The folder goes with its last socket, or with the release of the container.
+    pub(in super::super) fn new(folder: &Path) -> Result<Self, Error> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(Error::at("make", folder))?;
+        let path = folder.join(NUMBER.fetch_add(1, Ordering::Relaxed).to_string());
+        let bound = UnixListener::bind(&path).or_else(|error| match error.kind() {
+            // An earlier shim of the same container was killed before it took its terminal.
+            io::ErrorKind::AddrInUse => {
+                fs::remove_file(&path)?;
+                UnixListener::bind(&path)
+            }
+            _ => Err(error),
+        });
+        match bound {
+            Ok(socket) => Ok(Self { socket, path }),
+            Err(error) => Err(Error::at("bind console socket", path)(error)),
+        }
+    }
+
+    /// Runs a call of the runtime that sends a terminal; answers what it started, and the terminal.
+    pub(in super::super) async fn during<F>(&self, call: F) -> Result<(i32, OwnedFd), Error>
+    where
+        F: Future<Output = Result<i32, Error>> + Send,
+    {
+        tokio::pin!(call);
+        let receive = self.receive();
+        tokio::pin!(receive);
+        tokio::select! {
+            pid = &mut call => {
+                let pid = pid?;
+                let master = timeout(TERMINAL, receive).await;
+                Ok((pid, master.map_err(|_| Error::Late("the runtime's terminal".into()))??))
+            }
+            master = &mut receive => {
+                let master = master?;
+                Ok((call.await?, master))
             }
         }
     }
 
     pub(in super::super) fn path(&self) -> PathBuf {
-        self.folder.join("s")
+        self.path.clone()
     }
 
     /// Waits for the terminal's master.
-    pub(in super::super) async fn receive(&self) -> Result<OwnedFd, Error> {
+    async fn receive(&self) -> Result<OwnedFd, Error> {
         let fail = || Error::at("receive a terminal from", self.path());
         let (stream, _) = self.socket.accept().await.map_err(fail())?;
         stream
@@ -75,9 +110,10 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // What is left over is an empty folder in a volatile place.
-        let _ = fs::remove_file(self.path());
-        let _ = fs::remove_dir(&self.folder);
+        // What is left over goes with the container.
+        let _ = fs::remove_file(&self.path);
+        // Another terminal of the container may be on its way.
+        let _ = self.path.parent().map(fs::remove_dir);
     }
 }
 

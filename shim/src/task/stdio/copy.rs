@@ -5,6 +5,7 @@ use std::{
     io::{self, Write as _},
     os::fd::OwnedFd,
     path::Path,
+    sync::Arc,
 };
 
 use mooring::sys::watched;
@@ -23,8 +24,8 @@ const CHUNK: usize = 8 << 10;
 pub(super) enum Sink {
     /// A pipe, fifo or terminal.
     Descriptor(AsyncFd<OwnedFd>),
-    /// A regular file, which is always ready.
-    File(File),
+    /// A file, which is always ready, as slow as its disk is.
+    File(Arc<File>),
     /// Nowhere: the source must be emptied all the same.
     Nowhere,
 }
@@ -39,7 +40,15 @@ impl Sink {
     async fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::Nowhere => Ok(()),
-            Self::File(file) => file.write_all(bytes),
+            Self::File(file) => {
+                let (file, bytes) = (Arc::clone(file), bytes.to_vec());
+                let written = tokio::task::spawn_blocking(move || (&*file).write_all(&bytes));
+                if let Err(error) = written.await.unwrap_or_else(|error| Err(error.into())) {
+                    // A full disk is no reason to end whoever writes: this piece is lost, the next may fit.
+                    log::warn!("append to a log: {error}");
+                }
+                Ok(())
+            }
             Self::Descriptor(to) => {
                 while !bytes.is_empty() {
                     let mut ready = to.writable().await?;

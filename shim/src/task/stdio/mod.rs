@@ -7,13 +7,17 @@
 //! - the client sees the end of the output when the last process that holds it ends: the shim never writes;
 //! - of standard input the shim keeps a writing end until `CloseIO`, so that clients may come and go.
 //!
-//! No thread, no buffer, no copy. `file://` is opened for appending and given to the process in the same way, and a
-//! `binary://` program gets the reading ends of pipes.
+//! No thread, no buffer, no copy. A `binary://` program gets the reading ends of pipes.
 //!
-//! A process under an SELinux label, or under an AppArmor profile other than containerd's own, would have its use of
-//! an inherited fifo judged by the fifo's path. It gets pipes, and the shim copies ([`Mode::Relay`]). A terminal is
-//! copied as well, between its master and the fifos. Copies run until their source ends; Delete waits for them, at
-//! most ten seconds.
+//! **What is copied**, by the shim's one thread, a piece at a time:
+//! - the output of execs ([`Mode::RelayOutput`]): what an exec leaves behind may hold its output for ever, and Delete
+//!   must be able to close what the client reads;
+//! - everything of a process under an SELinux label, or under an AppArmor profile other than containerd's own, which
+//!   would have its use of an inherited fifo judged by the fifo's path ([`Mode::Relay`]);
+//! - what goes to a file: whoever holds a log itself can truncate and forge it;
+//! - a terminal, between its master and the fifos.
+//!
+//! Copies run until their source ends; Delete waits for them, at most ten seconds.
 
 mod binary;
 mod console;
@@ -22,13 +26,10 @@ mod fifo;
 mod uri;
 
 use std::{
-    fs::{self, File},
-    os::{
-        fd::OwnedFd,
-        unix::fs::{FileTypeExt, OpenOptionsExt},
-    },
+    fs::File,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -39,6 +40,7 @@ use tokio::{task::JoinHandle, time::timeout};
 use console::Console;
 pub(super) use console::Listener;
 use copy::Sink;
+use fifo::Output;
 use uri::Target;
 
 use super::Error;
@@ -64,6 +66,8 @@ pub struct Streams {
 pub(super) enum Mode {
     /// It gets the fifos themselves.
     Direct,
+    /// It gets the fifo of its input; its output is copied.
+    RelayOutput,
     /// It gets pipes, and the shim copies.
     Relay,
 }
@@ -148,7 +152,7 @@ pub(super) async fn open(
         }
         give(&input, owner)?;
         stdio.stdin = Some(match mode {
-            Mode::Direct => input,
+            Mode::Direct | Mode::RelayOutput => input,
             Mode::Relay => {
                 let (read, write) = pipe(owner)?;
                 copy::set_nonblocking(&input, &path)?;
@@ -168,33 +172,50 @@ pub(super) async fn open(
         stdio.stderr = Some(err_write);
         return Ok((stdio, io));
     }
-    stdio.stdout = output(&streams.stdout, mode, owner, &mut io)?;
-    stdio.stderr = output(&streams.stderr, mode, owner, &mut io)?;
+    stdio.stdout = output(&streams.stdout, mode, owner, &mut io).await?;
+    stdio.stderr = output(&streams.stderr, mode, owner, &mut io).await?;
     Ok((stdio, io))
 }
 
-fn output(uri: &str, mode: Mode, owner: &Owner<'_>, io: &mut Io) -> Result<Option<OwnedFd>, Error> {
-    match uri::parse(uri)? {
-        Target::Nothing => Ok(None),
+async fn output(
+    uri: &str,
+    mode: Mode,
+    owner: &Owner<'_>,
+    io: &mut Io,
+) -> Result<Option<OwnedFd>, Error> {
+    let (path, output) = match uri::parse(uri)? {
+        Target::Nothing => return Ok(None),
         Target::Binary(_) => {
-            Err(Error::Invalid(format!("stderr {uri:?}: a log program is named by stdout")))
+            return Err(Error::Invalid(format!(
+                "stderr {uri:?}: a log program is named by stdout"
+            )));
         }
-        Target::File(path) => append(&path).map(Some),
-        Target::Fifo(path) if !is_fifo(&path) => append(&path).map(Some),
+        Target::File(path) => (path.clone(), Output::File(file(path).await?)),
         Target::Fifo(path) => {
-            let (writer, kept) = fifo::output(&path)?;
+            let output = fifo::output(&path)?;
+            (path, output)
+        }
+    };
+    let sink = match output {
+        Output::Fifo { writer, kept } => {
             give(&writer, owner)?;
             io.readers.push(kept);
             if mode == Mode::Direct {
                 return Ok(Some(writer));
             }
-            let (read, write) = pipe(owner)?;
             copy::set_nonblocking(&writer, &path)?;
-            copy::set_nonblocking(&read, &path)?;
-            io.copies.push(copy::start(read, Sink::descriptor(writer, &path)?, &path)?);
-            Ok(Some(write))
+            Sink::descriptor(writer, &path)?
         }
-    }
+        Output::File(file) => Sink::File(Arc::new(file)),
+    };
+    let (read, write) = pipe(owner)?;
+    copy::set_nonblocking(&read, &path)?;
+    io.copies.push(copy::start(read, sink, &path)?);
+    Ok(Some(write))
+}
+
+async fn file(path: PathBuf) -> Result<File, Error> {
+    tokio::task::spawn_blocking(move || fifo::file(&path)).await?
 }
 
 /// Connects a terminal: its master is copied from and to where the streams say.
@@ -219,13 +240,15 @@ pub(super) async fn open_terminal(
             copy::set_nonblocking(&out_write, terminal)?;
             Sink::descriptor(out_write, terminal)?
         }
-        Target::Fifo(path) if is_fifo(&path) => {
-            let (writer, kept) = fifo::output(&path)?;
-            io.readers.push(kept);
-            copy::set_nonblocking(&writer, &path)?;
-            Sink::descriptor(writer, &path)?
-        }
-        Target::File(path) | Target::Fifo(path) => Sink::File(File::from(append(&path)?)),
+        Target::File(path) => Sink::File(Arc::new(file(path).await?)),
+        Target::Fifo(path) => match fifo::output(&path)? {
+            Output::Fifo { writer, kept } => {
+                io.readers.push(kept);
+                copy::set_nonblocking(&writer, &path)?;
+                Sink::descriptor(writer, &path)?
+            }
+            Output::File(file) => Sink::File(Arc::new(file)),
+        },
     };
     io.copies.push(copy::start(duplicate()?, sink, terminal)?);
     if streams.stdin.is_empty() {
@@ -251,19 +274,6 @@ fn fifo_path(uri: &str) -> Result<PathBuf, Error> {
             Err(Error::Invalid(format!("stdin {uri:?} is no fifo")))
         }
     }
-}
-
-fn is_fifo(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|known| known.file_type().is_fifo())
-}
-
-fn append(path: &Path) -> Result<OwnedFd, Error> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(Error::at("make", parent))?;
-    }
-    let mut options = fs::OpenOptions::new();
-    let file = options.append(true).create(true).mode(0o644).open(path);
-    file.map(OwnedFd::from).map_err(Error::at("open", path))
 }
 
 fn pipe(owner: &Owner<'_>) -> Result<(OwnedFd, OwnedFd), Error> {

@@ -119,6 +119,99 @@ async fn streams_that_cannot_be_opened_are_named() {
 }
 
 #[tokio::test]
+async fn streams_that_nobody_could_write_to_or_read_from_are_refused_at_once() {
+    let stage = Stage::new("true");
+    let missing = stage.folder.path().join("missing");
+    let folder = stage.folder.path().display().to_string();
+    let begun = std::time::Instant::now();
+    let [missing, fifo] = [missing.display().to_string(), stage.fifo("fifo")];
+    for stdout in
+        [missing.clone(), format!("file://{fifo}"), folder.clone(), format!("file://{folder}")]
+    {
+        for terminal in [false, true] {
+            let streams = Streams { stdout: stdout.clone(), terminal, ..Streams::default() };
+            if terminal {
+                let mut spec = stage.spec("true");
+                spec["process"]["terminal"] = true.into();
+                stage.write(&spec);
+            } else {
+                stage.write(&stage.spec("true"));
+            }
+            let error = refused(&stage, CreateRequest { streams, ..stage.request() }).await;
+            assert_eq!(error.code(), Code::InvalidArgument, "{stdout}: {error}");
+        }
+    }
+    stage.write(&stage.spec("true"));
+    for input in [missing.clone(), folder] {
+        let streams = Streams { stdin: input.clone(), ..Streams::default() };
+        let error = refused(&stage, CreateRequest { streams, ..stage.request() }).await;
+        assert_eq!(error.code(), Code::InvalidArgument, "{input}: {error}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert!(!std::path::Path::new(&missing).exists());
+}
+
+#[tokio::test]
+async fn an_exec_whose_start_failed_is_still_created() {
+    let stage = Stage::new("exec sleep 1000");
+    stage.run(Streams::default()).await;
+    let id = stage.id.as_str();
+    stage
+        .tasks
+        .exec(crate::task::ExecRequest {
+            id: stage.id.clone(),
+            exec_id: mooring::id::Id::new("bad").unwrap(),
+            streams: Streams::default(),
+            process: br#"{"args":["/no/such/program"],"cwd":"/","user":{"uid":0,"gid":0}}"#
+                .to_vec(),
+        })
+        .unwrap();
+    for _ in 0..2 {
+        stage.tasks.start(id, "bad").await.unwrap_err();
+        let known = stage.tasks.state(id, "bad").unwrap();
+        assert_eq!((known.status, known.pid), (crate::task::Status::Created, 0));
+        // Who waits is not left waiting.
+        assert_eq!(stage.wait("bad").await.status, 255);
+    }
+    stage.tasks.delete(id, "bad").await.unwrap();
+    stage.kill(9);
+    stage.wait("").await;
+    stage.delete().await;
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn what_a_killed_shim_left_of_a_terminal_goes_with_the_container() {
+    let stage = Stage::new("exec sleep 1000");
+    stage.run(Streams::default()).await;
+    let records = mooring::container::load_all(&stage.folder.path().join("tasks")).unwrap();
+    let record = records.into_iter().next().unwrap().unwrap();
+    let consoles = record.consoles.clone().unwrap();
+    assert!(consoles.starts_with(stage.folder.path().join("run")));
+    let process = r#"{"terminal":true,"args":["/bin/true"],"cwd":"/","user":{"uid":0,"gid":0}}"#;
+    stage
+        .tasks
+        .exec(crate::task::ExecRequest {
+            id: stage.id.clone(),
+            exec_id: mooring::id::Id::new("tty").unwrap(),
+            streams: Streams { terminal: true, ..Streams::default() },
+            process: process.as_bytes().to_vec(),
+        })
+        .unwrap();
+    stage.tasks.start(stage.id.as_str(), "tty").await.unwrap();
+    stage.wait("tty").await;
+    assert!(!consoles.exists(), "the folder goes with its last socket");
+    // As a shim leaves it that is killed while it waits for the terminal.
+    std::fs::create_dir_all(&consoles).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(consoles.join("7")).unwrap());
+    stage.kill(9);
+    stage.wait("").await;
+    stage.delete().await;
+    assert!(!consoles.exists());
+    stage.assert_clean();
+}
+
+#[tokio::test]
 async fn a_name_is_taken_once_and_another_containers_state_is_left_alone() {
     let stage = Stage::new("sleep 1000");
     stage.run(Streams::default()).await;

@@ -1,0 +1,34 @@
+//! Whom the engine deals with.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use mooring::{id::Id, process::Reaper};
+
+use super::Pod;
+use crate::events::Events;
+
+/// The surroundings that all containers of an engine share.
+pub(super) struct Parties {
+    /// containerd's namespace.
+    pub(super) namespace: String,
+    pub(super) events: Arc<dyn Events>,
+    pub(super) pod: Arc<dyn Pod>,
+    pub(super) reaper: Reaper,
+    /// Where terminals arrive; a short path.
+    pub(super) run_dir: PathBuf,
+}
+
+impl Parties {
+    /// The folder of the sockets over which a container's terminals arrive. A socket's path may have 107 bytes, which
+    /// an id alone can have: a hash stands for it. Two containers that met in one folder would still have sockets of
+    /// their own in it.
+    pub(super) fn consoles(&self, container: &Id) -> PathBuf {
+        let mut hasher = DefaultHasher::new();
+        (&self.namespace, container.as_str()).hash(&mut hasher);
+        self.run_dir.join(format!("tty-{:016x}", hasher.finish()))
+    }
+}
