@@ -3,13 +3,14 @@
 #   make build     the shim (static) and the operator's tool, optimised, into target/dist
 #   make install   them and example configuration below DESTDIR and PREFIX
 #   make lint      formatting, clippy, dependencies' licences and advisories, shell syntax
-#   make test      unit tests, end-to-end tests against a private containerd, the cgroup v2 machine
+#   make test      unit tests, end-to-end tests against a private containerd, the cgroup v2 machines
 #   make demo      one pod's life, from RunPodSandbox to nothing left behind
 #   make test-vm   the end-to-end tests on emulated machines, e.g. VM="runc crun" FILTER=cri_io,::a_shim_killed; FILTER=all
 #   make bench     Mooring beside containerd's own sandboxes, side by side in one run
 #   make lab       a private containerd to play with (lab-stop ends it)
-
-include tools/deps.mk
+#   make fresh     demo and test in a bare Debian root made for it; FRESH="demo" for one of them
+#
+# MOORING_CONTAINERD=DIR has demo, test, bench and lab use the containerd, ctr and containerd-shim-runc-v2 in DIR.
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -20,12 +21,27 @@ BUILT := target/$(HOST)/release
 DEBUG := $(CURDIR)/target/debug
 SHIM := containerd-shim-mooring-v1
 
+# The private container parts, and the folder of the containerd that "make lab" keeps up.
+MOORING_DEPS ?= $(CURDIR)/.deps
+export MOORING_DEPS
+LAB ?= /tmp/mooring-lab
+RUN_LAB := MOORING_SHIM=$(DIST)/$(SHIM) $(DEBUG)/lab --dir $(LAB)
+FRESH ?= demo test
+
 .DEFAULT_GOAL := build
 .PHONY: build install lint test test-unit test-e2e test-vm test-build demo bench clean machine
+.PHONY: deps deps-versions lab lab-stop lab-smoke fresh
 
 # What a build needs of the machine: a linker and protoc.
 machine:
 	@tools/deps.sh machine
+
+# Root on a fresh machine; afterwards anybody, at once and without network.
+deps:
+	@tools/deps.sh
+
+deps-versions: deps
+	@tools/deps.sh versions
 
 # Static and at a fixed address: a shim must not depend on the node's libc, and each page that needs no relocation is
 # one that all pods share. The flags go to the target alone, so that procedural macros remain loadable.
@@ -68,11 +84,27 @@ test-vm: deps build test-build
 	MOORING_SHIM=$(DEBUG)/$(SHIM) $(DEBUG)/vm --release $(DIST) \
 	  $(if $(FILTER),$(if $(filter all,$(FILTER)),,--only '$(FILTER)'),--core) $(VM)
 
-demo: deps build
-	MOORING_SHIM=$(DIST)/$(SHIM) tools/demo.sh
+demo: deps build test-build
+	@$(RUN_LAB) demo $(DEMO)
 
+# Release against release: the client's own time is part of every figure.
 bench: deps build
-	MOORING_SHIM=$(DIST)/$(SHIM) $(CARGO) run --release --locked -p mooring-e2e --bin bench -- $(BENCH)
+	MOORING_SHIM=$(DIST)/$(SHIM) $(CARGO) run --release --locked -p mooring-e2e --bin lab -- bench $(BENCH)
+
+lab: deps build test-build
+	@$(RUN_LAB) up
+
+lab-stop:
+	@$(RUN_LAB) down
+
+# One pod through CRI with containerd's own shim: is this machine fit for the tests at all?
+lab-smoke: deps build test-build
+	@$(RUN_LAB) smoke $(SMOKE)
+
+# What README promises of a bare machine, tried on one: in namespaces of its own, and gone afterwards.
+fresh: test-build
+	@tools/deps.sh machine debootstrap git
+	@$(DEBUG)/lab fresh $(FRESH)
 
 clean:
 	$(CARGO) clean

@@ -5,9 +5,9 @@
 # own packages: $MOORING_DEPS, by default <repo>/.deps. They come from a newer Debian suite through an apt
 # configuration of our own. Only small ordinary tools are installed, and from the machine's own suite.
 #
-# usage: deps.sh            fetch what is missing (root; returns at once, without network, when nothing is)
-#        deps.sh machine    only install the machine's ordinary tools, which a build needs
-#        deps.sh versions   print what is there
+# usage: deps.sh                    fetch what is missing (root; returns at once, without network, when nothing is)
+#        deps.sh machine [TOOL…]    only install the machine's ordinary tools, which a build needs, and those named
+#        deps.sh versions           print what is there
 set -euo pipefail
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 # runc, iptables and their like live in sbin, which a plain user's PATH lacks.
@@ -19,11 +19,11 @@ mkdir -p "$deps" || { echo "deps.sh: cannot make the folder $deps (set MOORING_D
 deps=$(cd "$deps" && pwd)
 log=$deps/deps.log
 
-# The suite with the current container parts, and those that may have newer ones still.
+# The suite with the current container parts.
 suite=forky
-next_suites="sid experimental"
 
-# What the machine must have, as "command-or-file package".
+# What the machine must have, as "command-or-file package". protoc and its include files are for the build scripts of
+# crates that speak gRPC (containerd-client, k8s-cri).
 machine_tools="
 iptables iptables
 ip iproute2
@@ -32,9 +32,9 @@ gcc gcc
 /usr/include/stdio.h libc6-dev
 make make
 protoc protobuf-compiler
+/usr/include/google/protobuf/any.proto libprotobuf-dev
 mkfs.erofs erofs-utils
 mkfs.ext4 e2fsprogs
-curl curl
 flock util-linux
 modprobe kmod
 "
@@ -50,7 +50,7 @@ complete() {
   for part in bin/containerd bin/ctr bin/containerd-shim-runc-v2 bin/runc bin/runc-1.1 bin/crun bin/busybox cni/bin/bridge; do
     [ -x "$deps/$part" ] || return 1
   done
-  [ -f "$deps/images/busybox.tar" ] && [ -z "$(missing_packages)" ]
+  [ -z "$(missing_packages)" ]
 }
 
 # --- the parts ------------------------------------------------------------------------------------------------------
@@ -137,52 +137,6 @@ fetch_old_runc() {
   place "$deps/unpack/own/usr/sbin/runc" "$deps/bin/runc-1.1"
 }
 
-version_in() { # version_in NAME PACKAGE: the newest version in the indexes called NAME
-  apt_of "$1" apt-cache madison "$2" 2>/dev/null | awk '{ print $3 }' | sort -V | tail -n 1
-}
-
-# Newer parts for the "does it work with the next one too" tests. None of them is required: every failure here is
-# a line of output and no more.
-fetch_next() {
-  step="look for newer parts in $next_suites"
-  local package old new
-  # shellcheck disable=SC2086
-  write_sources next $next_suites
-  if ! quietly apt_of next apt-get -o APT::Update::Error-Mode=any update; then
-    echo "newer parts: $next_suites cannot be read now; left out"
-    return 0
-  fi
-  for package in containerd runc cri-tools; do
-    new=$(version_in next "$package")
-    old=$(version_in "$suite" "$package")
-    if [ -z "$new" ] || ! dpkg --compare-versions "$new" gt "${old:-0}"; then continue; fi
-    # By the version just found: experimental is never apt's own first choice.
-    if ! ( fetch next "$package=$new" "$deps/unpack/next" ); then
-      echo "newer parts: $package $new did not arrive; left out"
-      continue
-    fi
-    case $package in
-      containerd)
-        local one
-        for one in containerd ctr containerd-shim-runc-v2; do
-          place "$deps/unpack/next/usr/bin/$one" "$deps/containerd-next/bin/$one"
-        done ;;
-      runc) ( privatise "$deps/unpack/next/usr/sbin/runc" "$deps/bin/runc-next" ) || rm -f "$deps/bin/runc-next" ;;
-      cri-tools) place "$deps/unpack/next/usr/bin/crictl" "$deps/bin/crictl" ;;
-    esac
-  done
-  # The same tool may be in the main suite one day.
-  if [ ! -x "$deps/bin/crictl" ] && [ -n "$(version_in "$suite" cri-tools)" ]; then
-    ( fetch "$suite" cri-tools "$deps/unpack/crictl" ) && place "$deps/unpack/crictl/usr/bin/crictl" "$deps/bin/crictl"
-  fi
-}
-
-# The images are not downloaded: see image.sh.
-make_images() {
-  step="make the test images"
-  MOORING_DEPS=$deps "$here/image.sh" --all "$deps/images" >>"$log" 2>&1 || { tail -n 5 "$log" >&2; fail "image.sh --all"; }
-}
-
 # --- what is there --------------------------------------------------------------------------------------------------
 
 # report PART COMMAND…: one line; a part that is there and does not run is an error.
@@ -192,7 +146,6 @@ report() {
   answer=$("$@" 2>&1) || fail "$part does not run here: $answer"
   printf '%-26s %s\n' "$part" "$(head -n 1 <<<"$answer")"
 }
-optional() { if [ -x "$2" ]; then report "$@"; else printf '%-26s %s\n' "$1" "(no Debian suite has it)"; fi; }
 
 versions() {
   step="check the versions"
@@ -201,12 +154,9 @@ versions() {
   report containerd-shim-runc-v2 bash -c "'$deps/bin/containerd-shim-runc-v2' -v | tr '\n' ' '"
   report runc "$deps/bin/runc" --version
   report runc-1.1 "$deps/bin/runc-1.1" --version
-  optional runc-next "$deps/bin/runc-next" --version
   report crun "$deps/bin/crun" --version
   report "CNI plugins" env CNI_COMMAND=VERSION bash -c "'$deps/cni/bin/bridge' </dev/null 2>&1 | head -n 1; true"
   report busybox "$deps/bin/busybox" busybox --help
-  optional crictl "$deps/bin/crictl" --version
-  optional containerd-next "$deps/containerd-next/bin/containerd" --version
   report iptables iptables --version
   report iproute2 ip -V
   report gcc gcc --version
@@ -220,8 +170,12 @@ main() {
   case ${1:-} in
     "") ;;
     versions) versions; return ;;
-    machine) install_machine_tools; return ;;
-    *) echo "usage: deps.sh [machine|versions]" >&2; exit 2 ;;
+    machine)
+      shift
+      for tool in "$@"; do machine_tools+="$tool $tool"$'\n'; done
+      install_machine_tools
+      return ;;
+    *) echo "usage: deps.sh [machine [TOOL…]|versions]" >&2; exit 2 ;;
   esac
   local want
   want=$(stamp)
@@ -247,8 +201,8 @@ main() {
   fetch_busybox
   fetch_oci_runtimes
   fetch_old_runc
-  fetch_next
-  make_images
+  # The tests make them anew, out of the busybox that has come.
+  rm -rf "$deps/images"
   # The indexes and the trees that the parts were picked from are several times their size.
   rm -rf "$deps/unpack" "$deps/apt"
   versions

@@ -37,6 +37,16 @@ impl Snapshot {
         Ok(Self(seen))
     }
 
+    /// As text, one line each.
+    pub fn to_text(&self) -> String {
+        self.0.iter().flat_map(|line| [line, "\n"]).collect()
+    }
+
+    /// A snapshot from its text.
+    pub fn from_text(text: &str) -> Self {
+        Self(text.lines().map(str::to_owned).collect())
+    }
+
     /// What is here and was not there before.
     pub fn since(&self, before: &Self) -> Vec<String> {
         self.0.difference(&before.0).cloned().collect()
@@ -54,6 +64,20 @@ pub async fn leftovers(node: &Node, before: &Snapshot) -> Result<Vec<String>> {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
+
+/// Every kind of thing that is looked for, as the lines of a [`Snapshot`] begin.
+pub const KINDS: [&str; 10] = [
+    "process",
+    "mount",
+    "link",
+    "iptables",
+    "cgroup",
+    "file",
+    "container record",
+    "sandbox record",
+    "lease",
+    "snapshot",
+];
 
 /// A process, by its place in /proc.
 #[derive(Clone, Debug)]

@@ -150,17 +150,36 @@ pub fn done(namespace: &str, id: &str) -> Result<Vec<String>> {
     Ok(done.iter().filter_map(Value::as_str).map(str::to_owned).collect())
 }
 
-/// The steps that the shim's log tells of, each with its outcome, in order.
-pub fn logged_steps(node: &Node, id: &str) -> Vec<(String, String)> {
+/// A step of a teardown, as the shim's log tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Logged {
+    /// The step's name.
+    pub step: String,
+    /// What became of it.
+    pub outcome: String,
+    /// How long it took, in milliseconds.
+    pub ms: String,
+}
+
+/// The steps of a sandbox's teardown that a log tells of, in order.
+pub fn steps_in(log: &str, id: &str) -> Vec<Logged> {
     let word = |line: &str, key: &str| {
         let rest = line.split_once(&format!("{key}="))?.1;
         let end = rest.find(|c: char| c.is_whitespace() || c == '"' || c == '\\');
         Some(rest[..end.unwrap_or(rest.len())].to_owned())
     };
-    let log = node.log();
     let lines = log.lines().filter(|line| line.contains("teardown step"));
     let ours = lines.filter(|line| line.contains(&format!("sandbox={id} ")));
-    ours.filter_map(|line| Some((word(line, "step")?, word(line, "outcome")?))).collect()
+    let parse = |line: &str| {
+        let (step, outcome) = (word(line, "step")?, word(line, "outcome")?);
+        Some(Logged { step, outcome, ms: word(line, " ms").unwrap_or_default() })
+    };
+    ours.filter_map(parse).collect()
+}
+
+/// The steps that the node's log tells of, each with its outcome, in order.
+pub fn logged_steps(node: &Node, id: &str) -> Vec<(String, String)> {
+    steps_in(&node.log(), id).into_iter().map(|one| (one.step, one.outcome)).collect()
 }
 
 /// Fails where a step that was done is done again.

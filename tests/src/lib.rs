@@ -6,10 +6,12 @@
 #![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod cgroups;
 pub mod cri;
 pub mod daemon;
 pub mod direct;
 pub mod faults;
+pub mod images;
 pub mod life;
 pub mod machine;
 pub mod node;

@@ -6,19 +6,21 @@
 //! outside process is left with a temporary folder and a cgroup to remove.
 
 use std::fs;
-use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, exit};
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, getpid};
+use nix::unistd::Pid;
 
+use tempfile::TempDir;
+
+use crate::cgroups::{Hierarchy, hierarchies, join_cgroups, own_cgroup, remove_cgroup};
 use crate::systemd;
 
 /// Tells a run of the binary where in [`enter`] it is.
@@ -27,6 +29,12 @@ const STAGE: &str = "MOORING_E2E_STAGE";
 const FOLDER: &str = "MOORING_E2E_FOLDER";
 /// The name of the machine's cgroup in every hierarchy.
 const CGROUP: &str = "MOORING_E2E_CGROUP";
+
+/// A machine's namespaces beside its PID namespace.
+const SPACES: CloneFlags =
+    CloneFlags::CLONE_NEWNS.union(CloneFlags::CLONE_NEWNET).union(CloneFlags::CLONE_NEWCGROUP);
+/// The file in the folder of a machine that others know, with who waits outside.
+const OUTER: &str = "outer";
 
 /// Where the machine keeps what containerd and the shims write.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,14 +45,6 @@ pub enum Storage {
     Disk,
 }
 
-/// A cgroup hierarchy as it is mounted.
-struct Hierarchy {
-    at: PathBuf,
-    version2: bool,
-    /// The v1 controllers, or `name=…`.
-    controllers: String,
-}
-
 /// Returns inside the machine. The outer process never returns: it waits, cleans up and exits with the inner status.
 pub fn enter(storage: Storage) -> Result<PathBuf> {
     if systemd::is_first() {
@@ -52,46 +52,168 @@ pub fn enter(storage: Storage) -> Result<PathBuf> {
         fs::create_dir_all(&folder)?;
         return Ok(folder);
     }
+    let make_folder = || {
+        tempfile::Builder::new()
+            .prefix("mooring-e2e-")
+            .tempdir_in(if storage == Storage::Disk { "/var/tmp" } else { "/tmp" })
+            .context("make the machine's folder")
+    };
+    enter_with(make_folder, SPACES, |folder, hierarchies| build(storage, folder, hierarchies))
+}
+
+/// Like [`enter`], in a folder of the disk that others know: they can [`join`] the machine.
+pub fn enter_at(at: &Path) -> Result<PathBuf> {
+    let make_folder = || {
+        let name = at.file_name().context("a folder without name")?;
+        let parent = at.parent().context("a folder without parent")?;
+        let folder = tempfile::Builder::new()
+            .prefix(name)
+            .rand_bytes(0)
+            .tempdir_in(parent)
+            .with_context(|| format!("make the machine's folder {}", at.display()))?;
+        let own = Outer::of(std::process::id()).context("this process is not in /proc")?;
+        fs::write(at.join(OUTER), format!("{} {}", own.pid, own.started))?;
+        Ok(folder)
+    };
+    enter_with(make_folder, SPACES, |folder, all| build(Storage::Disk, folder, all))
+}
+
+/// A machine whose file system the caller builds: `make_folder` works outside, `build` as the first process of the
+/// machine's PID and other namespaces. Returns the folder's `node`, inside.
+pub fn enter_with(
+    make_folder: impl FnOnce() -> Result<TempDir>,
+    spaces: CloneFlags,
+    build: impl FnOnce(&Path, &[Hierarchy]) -> Result<()>,
+) -> Result<PathBuf> {
     match std::env::var(STAGE).as_deref() {
-        Err(_) => outside(storage),
-        Ok("init") => init(storage),
-        Ok(_) => {
-            // When init is killed the kernel kills us too: it is the first process of our PID namespace.
-            Ok(PathBuf::from(std::env::var_os(FOLDER).context("no folder given")?).join("node"))
+        Err(_) => {
+            must_be_root()?;
+            outside(make_folder()?)
         }
+        Ok("init") => init(spaces, build),
+        Ok(_) => inside(),
     }
 }
 
-fn outside(storage: Storage) -> Result<PathBuf> {
+/// When init is killed the kernel kills us too: it is the first process of our PID namespace.
+fn inside() -> Result<PathBuf> {
+    Ok(PathBuf::from(std::env::var_os(FOLDER).context("no folder given")?).join("node"))
+}
+
+fn must_be_root() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("the end-to-end tests make namespaces and run containerd: run them as root");
+        bail!("this makes namespaces and runs containerd: run it as root");
     }
-    let folder = tempfile::Builder::new()
-        .prefix("mooring-e2e-")
-        .tempdir_in(if storage == Storage::Disk { "/var/tmp" } else { "/tmp" })
-        .context("make the machine's folder")?;
+    Ok(())
+}
+
+/// The process that waits outside a machine of [`enter_at`]. Its pid alone may mean another process one day.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outer {
+    /// Its process id.
+    pub pid: u32,
+    /// Clock ticks since boot at its start.
+    started: String,
+}
+
+impl Outer {
+    fn of(pid: u32) -> Option<Self> {
+        let started = stat(pid)?.get(19)?.clone();
+        Some(Self { pid, started })
+    }
+
+    /// The one of the machine in a folder, as long as it lives.
+    pub fn at(folder: &Path) -> Option<Self> {
+        let text = fs::read_to_string(folder.join(OUTER)).ok()?;
+        let (pid, started) = text.split_once(' ')?;
+        let known = Self { pid: pid.parse().ok()?, started: started.to_owned() };
+        (Self::of(known.pid).as_ref() == Some(&known)).then_some(known)
+    }
+
+    /// The machine's first process, as the outer machine numbers it.
+    fn init(&self) -> Option<u32> {
+        first_child(self.pid)
+    }
+
+    /// The process that [`enter_at`] returned in, as the outer machine numbers it.
+    pub fn inner(&self) -> Option<u32> {
+        first_child(self.init()?)
+    }
+}
+
+fn first_child(parent: u32) -> Option<u32> {
+    let parent = parent.to_string();
+    let pids = fs::read_dir("/proc").ok()?.flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| stat(*pid).is_some_and(|all| all.get(1) == Some(&parent))).min()
+}
+
+/// What follows the name in a process's stat file: the state, the parent, and so on.
+fn stat(pid: u32) -> Option<Vec<String>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(text.get(text.rfind(')')? + 1..)?.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Returns inside the machine that another process built with [`enter_at`]. The outer process never returns.
+pub fn join(folder: &Path) -> Result<PathBuf> {
+    if std::env::var_os(STAGE).is_some() {
+        return inside();
+    }
+    must_be_root()?;
+    let Some(init) = Outer::at(folder).and_then(|outer| outer.init()) else {
+        bail!("no machine is up in {}", folder.display());
+    };
+    let program = fs::read_link("/proc/self/exe")?;
+    let spaces = ["net", "cgroup", "pid", "mnt"]
+        .map(|name| (name, fs::File::open(format!("/proc/{init}/ns/{name}"))));
+    for (name, space) in spaces {
+        setns(space?, CloneFlags::empty()).with_context(|| format!("join {name}"))?;
+    }
+    let status = again(&program, "run").env(FOLDER, folder).status().context("run inside")?;
+    exit(code_of(status));
+}
+
+fn outside(folder: TempDir) -> Result<PathBuf> {
     let name = format!("mooring-e2e-{}", std::process::id());
     let cgroups: Vec<PathBuf> = hierarchies()?
         .iter()
         .filter_map(|one| Some(one.at.join(own_cgroup(one)?.trim_start_matches('/')).join(&name)))
         .collect();
+    // Who is told to end still has to clean up.
+    let mut signals = SigSet::empty();
+    for one in [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        signals.add(one);
+    }
+    signals.thread_block().context("block signals")?;
     unshare(CloneFlags::CLONE_NEWPID).context("make a PID namespace")?;
-    let status = again("init")
+    let mut first = again(Path::new("/proc/self/exe"), "init")
         .env(FOLDER, folder.path())
         .env(CGROUP, &name)
-        .status()
+        .spawn()
         .context("run the machine's first process")?;
+    let code = loop {
+        if let Some(status) = first.try_wait().context("wait for the machine")? {
+            break code_of(status);
+        }
+        let signal = signals.wait().context("wait for a signal")?;
+        if signal != Signal::SIGCHLD {
+            // The whole machine with it.
+            first.kill().context("end the machine")?;
+            first.wait().context("wait for the machine")?;
+            break 128 + signal as i32;
+        }
+    };
     for cgroup in &cgroups {
         remove_cgroup(cgroup);
     }
     if let Err(error) = folder.close() {
         eprintln!("the machine's folder stays: {error}");
     }
-    exit(code_of(status));
+    exit(code);
 }
 
-fn again(stage: &str) -> Command {
-    let mut command = Command::new("/proc/self/exe");
+fn again(program: &Path, stage: &str) -> Command {
+    let mut command = Command::new(program);
     command.args(std::env::args_os().skip(1)).env(STAGE, stage);
     if let Some(name) = std::env::args_os().next() {
         command.arg0(name);
@@ -104,20 +226,18 @@ fn code_of(status: ExitStatus) -> i32 {
 }
 
 /// The first process: builds the machine, runs the tests in it, reaps orphans.
-fn init(storage: Storage) -> Result<PathBuf> {
+fn init(
+    spaces: CloneFlags,
+    build: impl FnOnce(&Path, &[Hierarchy]) -> Result<()>,
+) -> Result<PathBuf> {
     prctl::set_pdeathsig(Signal::SIGKILL).context("tie the machine to the outer process")?;
     let folder = PathBuf::from(std::env::var_os(FOLDER).context("no folder given")?);
     let name = std::env::var(CGROUP).context("no cgroup name given")?;
     let hierarchies = hierarchies()?;
     join_cgroups(&hierarchies, &name)?;
-    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWCGROUP)
-        .context("make the machine's namespaces")?;
-    build(storage, &folder, &hierarchies).context("build the machine's file system")?;
-    let run = Command::new("ip").args(["link", "set", "lo", "up"]).status();
-    if !run.context("run ip: run tools/deps.sh")?.success() {
-        bail!("the machine's loopback does not come up");
-    }
-    let runner = again("run").spawn().context("run the tests")?;
+    unshare(spaces).context("make the machine's namespaces")?;
+    build(&folder, &hierarchies).context("build the machine's file system")?;
+    let runner = again(Path::new("/proc/self/exe"), "run").spawn().context("run the tests")?;
     let runner = Pid::from_raw(i32::try_from(runner.id())?);
     loop {
         match waitpid(None, Some(WaitPidFlag::empty())) {
@@ -166,7 +286,12 @@ fn build(storage: Storage, folder: &Path, hierarchies: &[Hierarchy]) -> Result<(
     tmpfs(Path::new("/run"))?;
     fs::create_dir_all("/run/lock")?;
     rebuild_cgroups(hierarchies)?;
-    hand_down_controllers()
+    hand_down_controllers()?;
+    let run = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    if !run.context("run ip: run tools/deps.sh")?.success() {
+        bail!("the machine's loopback does not come up");
+    }
+    Ok(())
 }
 
 /// Version 2 lets no process be beside cgroups with controllers: ours step aside, into a cgroup of their own.
@@ -209,97 +334,4 @@ fn rebuild_cgroups(hierarchies: &[Hierarchy]) -> Result<()> {
             .with_context(|| format!("mount the cgroup hierarchy {}", one.at.display()))?;
     }
     Ok(())
-}
-
-fn hierarchies() -> Result<Vec<Hierarchy>> {
-    const GENERAL: [&str; 12] = [
-        "rw",
-        "ro",
-        "nosuid",
-        "nodev",
-        "noexec",
-        "relatime",
-        "xattr",
-        "noatime",
-        "seclabel",
-        "nsdelegate",
-        "memory_recursiveprot",
-        "memory_hugetlb_accounting",
-    ];
-    let mounts = fs::read_to_string("/proc/self/mounts").context("read the mounts")?;
-    let mut found: Vec<Hierarchy> = Vec::new();
-    for line in mounts.lines() {
-        let mut words = line.split(' ').skip(1);
-        let (Some(at), Some(kind), Some(options)) = (words.next(), words.next(), words.next())
-        else {
-            continue;
-        };
-        if kind != "cgroup" && kind != "cgroup2" {
-            continue;
-        }
-        let controllers: Vec<&str> =
-            options.split(',').filter(|one| !GENERAL.contains(one)).collect();
-        found.retain(|one| one.at != Path::new(at));
-        found.push(Hierarchy {
-            at: at.into(),
-            version2: kind == "cgroup2",
-            controllers: controllers.join(","),
-        });
-    }
-    Ok(found)
-}
-
-/// The path of this process in a hierarchy.
-fn own_cgroup(hierarchy: &Hierarchy) -> Option<String> {
-    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-    own.lines().find_map(|line| {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (parts.next()?, parts.next()?);
-        let ours = if hierarchy.version2 {
-            controllers.is_empty()
-        } else {
-            !controllers.is_empty() && controllers == hierarchy.controllers
-        };
-        ours.then(|| path.to_owned())
-    })
-}
-
-fn join_cgroups(hierarchies: &[Hierarchy], name: &str) -> Result<()> {
-    for one in hierarchies {
-        let Some(own) = own_cgroup(one) else { continue };
-        let parent = one.at.join(own.trim_start_matches('/'));
-        let cgroup = parent.join(name);
-        fs::create_dir_all(&cgroup).with_context(|| format!("make {}", cgroup.display()))?;
-        if one.controllers.split(',').any(|controller| controller == "cpuset") {
-            for file in ["cpuset.cpus", "cpuset.mems"] {
-                let value = fs::read_to_string(parent.join(file))?;
-                fs::write(cgroup.join(file), value.trim())?;
-            }
-        }
-        fs::write(cgroup.join("cgroup.procs"), "0")
-            .with_context(|| format!("join {} as {}", cgroup.display(), getpid()))?;
-    }
-    Ok(())
-}
-
-/// Bottom up. All processes in it are dead; the kernel may need a moment to notice.
-fn remove_cgroup(at: &Path) {
-    let Ok(entries) = fs::read_dir(at) else { return };
-    for entry in entries.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_cgroup(&entry.path());
-        }
-    }
-    for _ in 0..100 {
-        match fs::remove_dir(at) {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                std::thread::sleep(std::time::Duration::from_millis(20));
-            }
-            Ok(()) => return,
-            Err(error) => {
-                eprintln!("the cgroup {} stays: {error}", at.display());
-                return;
-            }
-        }
-    }
 }

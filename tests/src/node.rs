@@ -16,14 +16,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::daemon::Daemon;
+use crate::images::PAUSE_IMAGE;
+pub use crate::images::{DATA_IMAGE, IMAGE};
 use crate::systemd;
-
-/// The image that containers run: busybox.
-pub const IMAGE: &str = "docker.io/library/mooring-test:latest";
-/// An image of files, for image volumes.
-pub const DATA_IMAGE: &str = "docker.io/library/mooring-data:latest";
-/// What podsandbox keeps a pod with.
-const PAUSE_IMAGE: &str = "registry.k8s.io/pause:3.10";
 
 /// A further runtime handler of the node.
 #[derive(Clone, Debug)]
@@ -60,7 +55,7 @@ impl Node {
         for program in ["containerd", "ctr", "containerd-shim-runc-v2"] {
             must_exist(&programs.join(program), "run tools/deps.sh")?;
         }
-        for file in ["bin/runc", "cni/bin/bridge", "images/busybox.tar", "images/data.tar"] {
+        for file in ["bin/runc", "bin/busybox", "cni/bin/bridge"] {
             must_exist(&deps.join(file), "run tools/deps.sh")?;
         }
         let shim = shim()?;
@@ -116,6 +111,18 @@ impl Node {
         node.start().await?;
         node.import_images().await?;
         Ok(node)
+    }
+
+    /// The containerd that another process booted in this folder.
+    pub fn attach(folder: &Path) -> Result<Self> {
+        let deps = deps()?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            programs: programs(&deps),
+            deps,
+            channel: channel_to(&folder.join("c.sock"))?,
+            containerd: Mutex::default(),
+        })
     }
 
     /// The folder of everything that is this node's.
@@ -174,7 +181,8 @@ impl Node {
         self.containerd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn path(&self) -> String {
+    /// PATH with the node's shims, containerd, ctr and the OCI runtimes before everything else.
+    pub fn path(&self) -> String {
         let folders = [self.folder.join("bin"), self.programs.clone(), self.deps.join("bin")];
         let mut path: Vec<String> = folders.iter().map(|one| one.display().to_string()).collect();
         path.push(std::env::var("PATH").unwrap_or_default());
@@ -202,7 +210,12 @@ impl Node {
             .await;
             if let Ok(Ok(status)) = answer {
                 let conditions = status.into_inner().status.map(|one| one.conditions);
-                if conditions.is_some_and(|all| all.iter().all(|one| one.status)) {
+                let ready = |name: &str| {
+                    let mut all = conditions.iter().flatten();
+                    all.any(|one| one.r#type == name && one.status)
+                };
+                // Others tell of what is deprecated.
+                if ready("RuntimeReady") && ready("NetworkReady") {
                     return Ok(());
                 }
             }
@@ -296,9 +309,7 @@ impl Node {
     }
 
     async fn import_images(&self) -> Result<()> {
-        for (file, reference) in [("busybox", IMAGE), ("data", DATA_IMAGE), ("pause", PAUSE_IMAGE)]
-        {
-            let tar = self.deps.join(format!("images/{file}.tar"));
+        for (reference, tar) in crate::images::ensure_all(&self.deps)? {
             let tar = tar.to_str().context("a path that is no text")?;
             let label = "io.cri-containerd.image=managed";
             self.ctr(&["-n", "k8s.io", "images", "import", "--label", label, tar]).await?;
@@ -323,6 +334,17 @@ impl Node {
     /// After a test that failed: removes pods and tasks and whatever processes are still there.
     pub async fn clean_up(&self) -> Result<()> {
         self.ensure().await?;
+        self.remove_workloads().await?;
+        for process in crate::audit::all_processes() {
+            if Some(process.pid) != self.pid() {
+                let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+            }
+        }
+        Ok(())
+    }
+
+    /// The polite way to be rid of pods, tasks, containers and sandboxes: through containerd.
+    pub async fn remove_workloads(&self) -> Result<()> {
         let mut cri = self.cri();
         let list = cri.list_pod_sandbox(cri::ListPodSandboxRequest { filter: None }).await?;
         for pod in list.into_inner().items {
@@ -358,11 +380,6 @@ impl Node {
                         .ctr(&["-n", namespace, "sandboxes", "rm", "-f", &one.sandbox_id])
                         .await;
                 }
-            }
-        }
-        for process in crate::audit::all_processes() {
-            if Some(process.pid) != self.pid() {
-                let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
             }
         }
         Ok(())
@@ -429,7 +446,7 @@ fn must_exist(at: &Path, what_to_do: &str) -> Result<()> {
 }
 
 /// A connection that is made when it is first used, and again when it was lost.
-fn channel_to(socket: &Path) -> Result<Channel> {
+pub fn channel_to(socket: &Path) -> Result<Channel> {
     let socket = socket.to_owned();
     let endpoint = containerd_client::tonic::transport::Endpoint::try_from("http://[::]")?;
     Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {

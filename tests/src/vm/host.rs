@@ -173,6 +173,7 @@ fn pack(
             stripped(&from.join(program), &payload.join(kind).join(program))?;
         }
     }
+    crate::images::ensure_all(deps)?;
     for part in ["bin", "lib", "cni", "images"] {
         let copied =
             Command::new("cp").arg("-r").arg(deps.join(part)).arg(payload.join("deps")).status()?;

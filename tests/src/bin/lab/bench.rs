@@ -1,8 +1,7 @@
 //! The benchmark: both handlers alternate over CRI in one run on one node, so that noise hits them alike.
 //!
-//! `bench [--pods N] [--idle N] [--handlers a,b]` prints medians, p90 and ratios to the first handler for each call,
-//! and the memory of the runtime's own processes per idle pod. It judges nothing.
-#![forbid(unsafe_code)]
+//! It prints medians, p90 and ratios to the first handler for each call, and the memory of the runtime's own processes
+//! per idle pod. It judges nothing.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use mooring_e2e::audit::{Process, Snapshot, all_processes, leftovers};
 use mooring_e2e::cri::{ContainerSpec, Pod, PodSpec};
 use mooring_e2e::machine::{Storage, enter};
@@ -29,62 +28,33 @@ const CALLS: [&str; 8] = [
     "RemovePodSandbox",
 ];
 
-struct Options {
+/// What is measured.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Pods per handler, one after another.
+    #[arg(long, default_value_t = 30)]
     pods: usize,
+    /// Idle pods whose memory is measured together.
+    #[arg(long, default_value_t = 20)]
     idle: usize,
+    /// The handlers; ratios are to the first.
+    #[arg(long, value_delimiter = ',', default_value = "runc,mooring", value_parser = crate::handler)]
     handlers: Vec<Handler>,
+    /// The containers of a pod share its PID namespace.
+    #[arg(long)]
     shared_pid: bool,
 }
 
 /// Times by handler and call.
 type Times = BTreeMap<(&'static str, &'static str), Vec<Duration>>;
 
-fn main() -> ExitCode {
-    match options().and_then(|options| {
-        let folder = enter(Storage::Disk)?;
-        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-            let node = Arc::new(Node::boot(&folder, &Settings::default()).await?);
-            measure(&node, &options).await
-        })
-    }) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn options() -> Result<Options> {
-    let mut options = Options {
-        pods: 30,
-        idle: 20,
-        handlers: vec![Handler::Runc, Handler::Mooring],
-        shared_pid: false,
-    };
-    let mut arguments = std::env::args().skip(1);
-    while let Some(name) = arguments.next() {
-        let mut value = || arguments.next().with_context(|| format!("{name} wants a value"));
-        match name.as_str() {
-            "--pods" => options.pods = value()?.parse()?,
-            "--idle" => options.idle = value()?.parse()?,
-            "--shared-pid" => options.shared_pid = true,
-            "--handlers" => {
-                options.handlers = value()?
-                    .split(',')
-                    .map(|one| match one {
-                        "runc" => Ok(Handler::Runc),
-                        "mooring" => Ok(Handler::Mooring),
-                        other => bail!("no handler {other:?}: there are runc and mooring"),
-                    })
-                    .collect::<Result<_>>()?;
-            }
-            other => bail!(
-                "what is {other:?}? usage: bench [--pods N] [--idle N] [--handlers runc,mooring] [--shared-pid]"
-            ),
-        }
-    }
-    Ok(options)
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let folder = enter(Storage::Disk)?;
+    crate::block_on(async {
+        let node = Arc::new(Node::boot(&folder, &Settings::default()).await?);
+        measure(&node, options).await?;
+        Ok(ExitCode::SUCCESS)
+    })
 }
 
 async fn measure(node: &Arc<Node>, options: &Options) -> Result<()> {
@@ -93,7 +63,7 @@ async fn measure(node: &Arc<Node>, options: &Options) -> Result<()> {
         "{} pods per handler, containerd {}, shim {} ({} KiB)",
         options.pods,
         version(node).await?,
-        if shim.ancestors().any(|at| at.ends_with("release")) {
+        if shim.ancestors().any(|at| at.ends_with("release") || at.ends_with("dist")) {
             "release build"
         } else {
             "DEBUG build or given"

@@ -1,0 +1,203 @@
+//! A bare Debian root, made and entered: Mooring's commands where README says that they work, with nothing that this
+//! machine happens to have.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use mooring_e2e::machine::enter_with;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::CloneFlags;
+use nix::unistd::{chdir, pivot_root};
+
+/// The suite that README names.
+const SUITE: &str = "bookworm";
+/// What README asks for, beside Rust.
+const PACKAGES: &str = "ca-certificates,make";
+/// Where things are in there.
+const RUST: &str = "opt/rust";
+const CLONE: &str = "root/mooring";
+/// Variables that tell cargo and apt's children how to reach what they fetch.
+const PASSED: [&str; 5] = ["CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTR", "CARGO_SOURCE_", "TERM"];
+const NONE: Option<&str> = None;
+
+pub fn run(targets: &[String]) -> Result<ExitCode> {
+    let make_folder = || {
+        let folder = tempfile::Builder::new().prefix("mooring-fresh-").tempdir_in("/var/tmp");
+        folder.context("make the root's folder")
+    };
+    let spaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+    let root = enter_with(make_folder, spaces, |_, _| {
+        // Nothing that is mounted from here on is seen outside, and it is gone with the last process.
+        mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
+        mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), NONE).context("mount /proc")
+    })?;
+    let fresh = Fresh { root, since: Instant::now() };
+    fresh.make()?;
+    fresh.mount_all().context("mount what a machine has")?;
+    fresh.enter().context("enter the root")?;
+    fresh.call("update-ca-certificates", &["--fresh"])?;
+    for target in targets {
+        fresh.say(&format!("make {target}"));
+        fresh.call("make", &["-C", &format!("/{CLONE}"), target])?;
+    }
+    fresh.say("all well; removing the root");
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Fresh {
+    root: PathBuf,
+    since: Instant,
+}
+
+impl Fresh {
+    fn say(&self, text: &str) {
+        println!("\nfresh, {} s: {text}", self.since.elapsed().as_secs());
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.root.join(path)
+    }
+
+    /// The root as it lies on the disk.
+    fn make(&self) -> Result<()> {
+        let mirror = mirror()?;
+        self.say(&format!("debootstrap: Debian {SUITE}, {PACKAGES} and nothing else"));
+        let log = self.root.with_extension("log");
+        let status = Command::new("debootstrap")
+            .args(["--variant=minbase", &format!("--include={PACKAGES}"), SUITE])
+            .arg(&self.root)
+            .arg(&mirror)
+            .stdout(fs::File::create(&log)?)
+            .status()
+            .context("run debootstrap: run tools/deps.sh machine debootstrap")?;
+        if !status.success() {
+            bail!("debootstrap: {status}:\n{}", fs::read_to_string(&log)?);
+        }
+        for (from, to) in [
+            (PathBuf::from("/etc/hosts"), "etc/hosts"),
+            ("/etc/resolv.conf".into(), "etc/resolv.conf"),
+            (cargo_home()?.join("config.toml"), "root/.cargo/config.toml"),
+        ] {
+            copy(&from, &self.at(to))?;
+        }
+        let own = Path::new("/usr/local/share/ca-certificates");
+        for entry in fs::read_dir(own).into_iter().flatten().flatten() {
+            let to = self.at("usr/local/share/ca-certificates").join(entry.file_name());
+            copy(&entry.path(), &to)?;
+        }
+        let top = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+        self.say("git clone of what is committed");
+        let cloned = Command::new("git")
+            .args(["-c", "safe.directory=*", "clone", "--quiet", "--no-hardlinks", top])
+            .arg(self.at(CLONE))
+            .status()
+            .context("run git")?;
+        ensure!(cloned.success(), "git clone: {cloned}");
+        Ok(())
+    }
+
+    fn mount_all(&self) -> Result<()> {
+        // containerd refuses a root that is no mount point.
+        bind(&self.root, &self.root)?;
+        mount(Some("proc"), &self.at("proc"), Some("proc"), MsFlags::empty(), NONE)?;
+        for at in ["sys", "dev"] {
+            bind(&Path::new("/").join(at), &self.at(at))?;
+        }
+        mount(Some("run"), &self.at("run"), Some("tmpfs"), MsFlags::empty(), Some("mode=755"))?;
+        let rust = self.at(RUST);
+        fs::create_dir_all(&rust)?;
+        bind(&sysroot()?, &rust)?;
+        let readonly = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+        mount(NONE, &rust, NONE, readonly, NONE).context("make Rust's folder read-only")
+    }
+
+    fn enter(&self) -> Result<()> {
+        let old = self.at("mnt");
+        pivot_root(&self.root, &old)?;
+        chdir("/")?;
+        umount2("/mnt", MntFlags::MNT_DETACH).context("leave the old root")
+    }
+
+    /// Runs a program of the root.
+    fn call(&self, program: &str, arguments: &[&str]) -> Result<()> {
+        let passed = std::env::vars_os().filter(|(name, _)| {
+            let name = name.to_string_lossy();
+            PASSED.iter().any(|one| name.starts_with(one))
+                || name.to_lowercase().ends_with("_proxy")
+        });
+        let passed: Vec<_> = passed.collect();
+        // By its path: what PATH says here is of the machine outside.
+        let folders = ["/usr/bin", "/usr/sbin"].map(|at| Path::new(at).join(program));
+        let path = folders.iter().find(|path| path.exists());
+        let status = Command::new(path.with_context(|| format!("the root has no {program}"))?)
+            .args(arguments)
+            .env_clear()
+            .envs(passed)
+            .env("PATH", format!("/{RUST}/bin:/usr/sbin:/usr/bin:/sbin:/bin"))
+            .env("HOME", "/root")
+            .current_dir("/root")
+            .stdin(Stdio::null())
+            .status()
+            .with_context(|| format!("run {program}"))?;
+        ensure!(
+            status.success(),
+            "{program} {} in the bare root, after {} s: {status}",
+            arguments.join(" "),
+            self.since.elapsed().as_secs()
+        );
+        Ok(())
+    }
+}
+
+/// A file with the folders above it; nothing where there is none.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    if !from.exists() {
+        return Ok(());
+    }
+    fs::create_dir_all(to.parent().unwrap_or(to))?;
+    // Not into what a link of the root leads to.
+    let _ = fs::remove_file(to);
+    fs::copy(from, to).with_context(|| format!("copy {}", from.display()))?;
+    Ok(())
+}
+
+fn bind(from: &Path, to: &Path) -> Result<()> {
+    mount(Some(from), to, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)
+        .with_context(|| format!("bind {} to {}", from.display(), to.display()))
+}
+
+fn cargo_home() -> Result<PathBuf> {
+    if let Some(home) = std::env::var_os("CARGO_HOME") {
+        return Ok(home.into());
+    }
+    Ok(PathBuf::from(std::env::var_os("HOME").context("no HOME")?).join(".cargo"))
+}
+
+/// Where the toolchain is that builds here.
+fn sysroot() -> Result<PathBuf> {
+    let output =
+        Command::new("rustc").args(["--print", "sysroot"]).output().context("run rustc")?;
+    let at = PathBuf::from(String::from_utf8(output.stdout)?.trim());
+    ensure!(
+        at != Path::new("/usr"),
+        "Rust is not in a folder of its own here, but in {}",
+        at.display()
+    );
+    Ok(at)
+}
+
+/// The mirror of the machine's own apt.
+fn mirror() -> Result<String> {
+    let output = Command::new("apt-get")
+        .args(["indextargets", "--format", "$(REPO_URI) $(COMPONENT)", "Created-By: Packages"])
+        .output()
+        .context("ask apt for its mirror")?;
+    let text = String::from_utf8(output.stdout)?;
+    let mut all = text.lines().filter_map(|line| line.strip_suffix(" main"));
+    // Others are of updates alone.
+    let found = all.find(|uri| uri.trim_end_matches('/').ends_with("/debian"));
+    Ok(found.context("apt has no mirror of Debian's main")?.to_owned())
+}
