@@ -126,6 +126,23 @@ fn every_promise_names_tests_that_exist() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+#[test]
+fn the_readmes_figures_are_those_of_the_specification() {
+    let figures = |page: &str| {
+        let text = fs::read_to_string(root().join(page)).unwrap();
+        let (_, rest) = text.split_once("<!-- figures:begin -->").expect("figures begin");
+        rest.split_once("<!-- figures:end -->").expect("figures end").0.to_owned()
+    };
+    let all = figures("SPECIFICATION.md");
+    let known: BTreeSet<&str> = all.split('|').map(str::trim).collect();
+    let readme = figures("README.md");
+    let cells = readme.split('|').map(str::trim);
+    let numbers: Vec<&str> = cells.filter(|cell| cell.parse::<f64>().is_ok()).collect();
+    assert!(!numbers.is_empty(), "README.md has no figures");
+    let wrong: Vec<&&str> = numbers.iter().filter(|number| !known.contains(**number)).collect();
+    assert!(wrong.is_empty(), "not in SPECIFICATION.md: {wrong:?}");
+}
+
 /// A heading's name in links, as the usual renderers make it.
 fn anchor(heading: &str) -> String {
     let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
