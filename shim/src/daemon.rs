@@ -29,11 +29,12 @@ use tokio::{
 };
 
 use crate::{
-    bundle, detach, logging, memory,
+    bundle, detach,
+    launch::{Launch, READY},
+    logging, memory,
     publisher::Publisher,
     services::{self, Ending, Incoming},
     socket,
-    start::{Launch, READY},
 };
 
 /// Threads for calls that sleep in the kernel: their stack, their number, how long they stay without work.
@@ -76,8 +77,8 @@ pub fn run(launch: Launch, listener: UnixListener, say: OwnedFd, parent_score: O
         Ok(()) => 0,
         Err(error) => {
             log::error!("{error}");
-            // Whoever started this may have been killed, and cannot remove it.
-            let _ = socket::remove(&socket);
+            // Whoever started this may have been killed, and cannot remove it. Another shim may have it already.
+            let _ = socket::remove_dead(&socket);
             // Whoever started this reads it; when it does not, there is nobody else to tell.
             let _ = say.map(|mut say| write!(say, "{error}"));
             1

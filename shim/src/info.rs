@@ -13,7 +13,7 @@ use mooring::{
 use thiserror::Error;
 use tokio::time::Instant;
 
-use crate::start;
+use crate::boot;
 
 /// The runtime's type, as the configuration of containerd names it.
 const NAME: &str = "io.containerd.mooring.v1";
@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub enum Error {
     /// The options cannot be read.
     #[error(transparent)]
-    Input(#[from] start::Error),
+    Input(#[from] boot::Error),
     /// The options cannot be used.
     #[error(transparent)]
     Options(#[from] options::Error),
@@ -51,7 +51,7 @@ pub fn version() -> String {
 
 /// The answer of `-info`, encoded.
 pub fn run() -> Result<Vec<u8>, Error> {
-    let given = start::read_options()?;
+    let given = boot::read_options()?;
     let (options, _) = Options::load(given.as_ref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let features = runtime.block_on(async {

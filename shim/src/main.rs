@@ -1,12 +1,14 @@
 //! containerd's entry to Mooring.
 
 mod args;
+mod boot;
 mod bundle;
 mod daemon;
 mod delete;
 mod detach;
 mod events;
 mod info;
+mod launch;
 mod logging;
 mod memory;
 mod publisher;

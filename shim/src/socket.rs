@@ -165,6 +165,29 @@ mod tests {
     }
 
     #[test]
+    fn a_dead_socket_is_removed_and_not_the_one_that_takes_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        drop(UnixListener::bind(&path).unwrap());
+        remove_dead(&path).unwrap();
+        assert!(!path.exists());
+        drop(UnixListener::bind(&path).unwrap());
+        // As another shim does that is being started.
+        let one_at_a_time = lock(folder.path()).unwrap();
+        let removal = std::thread::spawn({
+            let path = path.clone();
+            move || remove_dead(&path)
+        });
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        assert!(!removal.is_finished(), "it waits for its turn");
+        remove(&path).unwrap();
+        let _new = UnixListener::bind(&path).unwrap();
+        drop(one_at_a_time);
+        removal.join().unwrap().unwrap();
+        assert!(serves(&path));
+    }
+
+    #[test]
     fn a_path_that_is_too_long_is_refused() {
         let path = Path::new("/tmp").join("x".repeat(LONGEST));
         assert!(matches!(bind(&path), Err(Error::TooLong(_))));

@@ -6,73 +6,35 @@
 use std::{
     env, fs, io,
     io::{Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
-use containerd_shim_protos::{
-    bootstrap_api::{BootstrapParams, BootstrapResult},
-    protobuf::{Message, well_known_types::any::Any},
-};
+use containerd_shim_protos::{bootstrap_api::BootstrapResult, protobuf::Message};
 use log::LevelFilter;
-use mooring::{
-    id::{Id, InvalidId},
-    options::{AnyValue, is_options_type},
-};
+use mooring::id::{Id, InvalidId};
 use nix::unistd::{ForkResult, fork, pipe2};
 use thiserror::Error;
 
 use crate::{
     args::Args,
+    boot::{self, Boot},
     daemon, detach,
+    launch::{Launch, READY},
     socket::{self, Bound},
 };
 
-/// The most that is read from standard input.
-const INPUT_LIMIT: u64 = 10 << 20;
 /// The version of the shim's interface: from this one on, containerd reaches a sandbox's containers by its socket.
 const VERSION: i32 = 3;
 const PROTOCOL: &str = "ttrpc";
-/// What the daemon says when it is ready; anything else is why it is not.
-pub const READY: &[u8] = b"ready";
 /// Containers with the same value of one of these share a shim, the first one found counts.
 const GROUPS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"];
-
-/// What the daemon must know about its start.
-#[derive(Debug)]
-pub struct Launch {
-    /// containerd's namespace.
-    pub namespace: Id,
-    /// The sandbox, or the container where there is no sandbox.
-    pub id: Id,
-    /// The bundle.
-    pub bundle: PathBuf,
-    /// The socket that this shim listens on.
-    pub socket: PathBuf,
-    /// containerd's gRPC socket.
-    pub grpc_address: PathBuf,
-    /// containerd's ttrpc socket, where events go.
-    pub ttrpc_address: PathBuf,
-    /// The runtime's options.
-    pub options: Option<AnyValue>,
-    /// What is logged.
-    pub level: LevelFilter,
-    /// Whether the start was asked for by bootstrap parameters, as containerd does from 2.3 on.
-    pub bootstrap: bool,
-}
 
 /// `start` failed; nothing of it is left.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// Standard input cannot be read.
-    #[error("read the runtime options from standard input: {0}")]
-    Input(io::Error),
-    /// Somebody writes without end.
-    #[error("standard input holds more than {INPUT_LIMIT} bytes")]
-    InputTooLong,
-    /// Standard input is neither options nor bootstrap parameters.
-    #[error("standard input holds no runtime options: {0}")]
-    Options(containerd_shim_protos::protobuf::Error),
+    #[error(transparent)]
+    Input(#[from] boot::Error),
     /// The answer does not encode.
     #[error("encode the answer: {0}")]
     Answer(containerd_shim_protos::protobuf::Error),
@@ -113,7 +75,7 @@ pub enum Error {
 
 /// Finds or starts the shim; the answer is what containerd wants to read.
 pub fn run(args: Args) -> Result<Vec<u8>, Error> {
-    let input = read_input(io::stdin().lock())?;
+    let input = boot::read_input(io::stdin().lock())?;
     let bundle = env::current_dir().map_err(|source| Error::Bundle { path: ".".into(), source })?;
     // The arguments were checked to have both.
     let (Some(namespace), Some(id)) = (args.namespace, args.id) else {
@@ -161,7 +123,7 @@ pub fn run(args: Args) -> Result<Vec<u8>, Error> {
     };
     become_two(launch).inspect_err(|_| {
         // The address leads nowhere now. Failing to remove it changes nothing: the next start replaces it.
-        let _ = socket::remove(&socket);
+        let _ = socket::remove_dead(&socket);
     })?;
     Ok(answer)
 }
@@ -223,89 +185,6 @@ fn answer(socket: &Path, bootstrap: bool) -> Result<Vec<u8>, Error> {
     Ok(answer.to_string().into_bytes())
 }
 
-/// Reads all of standard input, which may be closed, empty, or a terminal on which nobody is going to type protobuf.
-fn read_input(from: impl Read + AsFd) -> Result<Vec<u8>, Error> {
-    if nix::unistd::isatty(from.as_fd()).unwrap_or(false) {
-        return Ok(Vec::new());
-    }
-    let mut input = Vec::new();
-    match from.take(INPUT_LIMIT + 1).read_to_end(&mut input) {
-        Ok(_) if input.len() as u64 > INPUT_LIMIT => Err(Error::InputTooLong),
-        Ok(_) => Ok(input),
-        Err(error) if error.raw_os_error() == Some(nix::libc::EBADF) => Ok(Vec::new()),
-        Err(error) => Err(Error::Input(error)),
-    }
-}
-
-/// Reads the options that `-info` gets, in the same bounds.
-pub fn read_options() -> Result<Option<AnyValue>, Error> {
-    let input = read_input(io::stdin().lock())?;
-    options(&input)
-}
-
-fn options(input: &[u8]) -> Result<Option<AnyValue>, Error> {
-    if input.is_empty() {
-        return Ok(None);
-    }
-    Any::parse_from_bytes(input).map(value).map(Some).map_err(Error::Options)
-}
-
-fn value(any: Any) -> AnyValue {
-    AnyValue { type_url: any.type_url, value: any.value }
-}
-
-/// What standard input says.
-#[derive(Debug, Default, PartialEq)]
-struct Boot {
-    options: Option<AnyValue>,
-    level: Option<LevelFilter>,
-    ttrpc_address: Option<PathBuf>,
-    grpc_address: Option<PathBuf>,
-    socket_folder: Option<PathBuf>,
-    /// Whether these were bootstrap parameters.
-    bootstrap: bool,
-}
-
-impl Boot {
-    /// Each message parses as the other by accident, so it is taken for bootstrap parameters only when it names
-    /// what the command line names.
-    fn read(input: &[u8], namespace: &Id, id: &Id) -> Result<Self, Error> {
-        if let Ok(params) = BootstrapParams::parse_from_bytes(input)
-            && params.instance_id == id.as_str()
-            && params.namespace == namespace.as_str()
-        {
-            return Ok(Self::from_params(params));
-        }
-        Ok(Self { options: options(input)?, ..Self::default() })
-    }
-
-    fn from_params(params: BootstrapParams) -> Self {
-        let path = |text: String| {
-            let path = text.strip_prefix("unix://").unwrap_or(&text);
-            (!path.is_empty()).then(|| path.into())
-        };
-        let options = params
-            .extensions
-            .into_iter()
-            .filter_map(|extension| extension.value.into_option())
-            .find(|any| is_options_type(&any.type_url));
-        Self {
-            options: options.map(value),
-            level: Some(match params.log_level.value() {
-                ..=-8 => LevelFilter::Trace,
-                -7..=-1 => LevelFilter::Debug,
-                0..=3 => LevelFilter::Info,
-                4..=7 => LevelFilter::Warn,
-                8.. => LevelFilter::Error,
-            }),
-            ttrpc_address: path(params.containerd_ttrpc_address),
-            grpc_address: path(params.containerd_grpc_address),
-            socket_folder: params.socket_dir.and_then(path),
-            bootstrap: true,
-        }
-    }
-}
-
 /// The sandbox that this bundle's container belongs to, where containerd has noted one.
 fn sandbox_of(bundle: &Path) -> Result<Option<Id>, Error> {
     let path = bundle.join("sandbox");
@@ -346,57 +225,7 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, Error> {
 
 #[cfg(test)]
 mod tests {
-    use containerd_shim_protos::{bootstrap_api::Extension, protobuf::MessageField};
-
     use super::*;
-
-    fn any() -> Any {
-        Any { type_url: "runtimeoptions.v1.Options".into(), value: vec![1, 2], ..Any::default() }
-    }
-
-    fn params() -> BootstrapParams {
-        let other = Any { type_url: "some.Config".into(), ..Any::default() };
-        let extension = |any| Extension { value: MessageField::some(any), ..Extension::default() };
-        let mut params = BootstrapParams {
-            instance_id: "pod".into(),
-            namespace: "k8s.io".into(),
-            containerd_ttrpc_address: "unix:///run/c.ttrpc".into(),
-            containerd_grpc_address: "/run/c".into(),
-            extensions: vec![extension(other), extension(any())],
-            socket_dir: Some("/run/s".into()),
-            ..BootstrapParams::default()
-        };
-        params.log_level = containerd_shim_protos::bootstrap_api::LogLevel::LOG_LEVEL_DEBUG.into();
-        params
-    }
-
-    fn read(input: &[u8], id: &str) -> Boot {
-        Boot::read(input, &Id::new("k8s.io").unwrap(), &Id::new(id).unwrap()).unwrap()
-    }
-
-    #[test]
-    fn options_alone_are_taken_as_options() {
-        let boot = read(&any().write_to_bytes().unwrap(), "pod");
-        assert_eq!(boot, Boot { options: Some(value(any())), ..Boot::default() });
-        assert_eq!(read(b"", "pod"), Boot::default());
-    }
-
-    #[test]
-    fn bootstrap_parameters_are_taken_when_they_name_this_start() {
-        let boot = read(&params().write_to_bytes().unwrap(), "pod");
-        assert_eq!(boot.options, Some(value(any())));
-        assert_eq!(boot.level, Some(LevelFilter::Debug));
-        assert_eq!(boot.ttrpc_address, Some("/run/c.ttrpc".into()));
-        assert_eq!(boot.grpc_address, Some("/run/c".into()));
-        assert_eq!(boot.socket_folder, Some("/run/s".into()));
-    }
-
-    #[test]
-    fn bootstrap_parameters_of_another_start_are_not_believed() {
-        let input = params().write_to_bytes().unwrap();
-        let other = Boot::read(&input, &Id::new("k8s.io").unwrap(), &Id::new("other").unwrap());
-        assert!(!matches!(other, Ok(Boot { socket_folder: Some(_), .. })));
-    }
 
     #[test]
     fn containers_of_one_group_share_a_shim() {
@@ -419,23 +248,5 @@ mod tests {
         assert_eq!(sandbox_of(bundle.path()).unwrap(), None);
         fs::write(bundle.path().join("sandbox"), "pod\n").unwrap();
         assert_eq!(sandbox_of(bundle.path()).unwrap().unwrap().as_str(), "pod");
-    }
-
-    #[test]
-    fn endless_input_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("input");
-        fs::File::create(&path).unwrap().set_len(INPUT_LIMIT + 1).unwrap();
-        let read = read_input(fs::File::open(path).unwrap());
-        assert!(matches!(read, Err(Error::InputTooLong)));
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn no_input_makes_reading_panic(
-            input in proptest::collection::vec(proptest::num::u8::ANY, 0..128)
-        ) {
-            let _ = Boot::read(&input, &Id::new("a").unwrap(), &Id::new("b").unwrap());
-        }
     }
 }

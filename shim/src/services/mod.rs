@@ -22,7 +22,7 @@ use mooring::{
 };
 use tokio::sync::Notify;
 
-use crate::{publisher::Publisher, start::Launch, task::Tasks};
+use crate::{launch::Launch, publisher::Publisher, task::Tasks};
 
 pub use listener::{Incoming, LastAnswer};
 

@@ -58,6 +58,8 @@ pub(super) struct Container {
     pub(super) mappings: Value,
     /// Set when the init has ended: no further process is started.
     pub(super) ending: AtomicBool,
+    /// Set when nothing of it is left.
+    pub(super) deleted: AtomicBool,
     pub(super) watchers: Mutex<Vec<AbortHandle>>,
 }
 

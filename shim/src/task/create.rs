@@ -103,6 +103,7 @@ async fn build(
         owns_cgroup_namespace: spec::owns_cgroup_namespace(spec),
         mappings,
         ending: AtomicBool::new(false),
+        deleted: AtomicBool::new(false),
         watchers: Mutex::default(),
     });
     publish::created(&*parties.events, request, pid);

@@ -258,9 +258,13 @@ impl Container {
         Ok(ended)
     }
 
-    /// Task.Delete of the container.
+    /// Task.Delete of the container, but for its name.
     pub(super) async fn delete(&self, parties: &Parties) -> Result<Ended, Error> {
         let _order = self.order.lock().await;
+        if self.deleted.load(Ordering::SeqCst) {
+            // By a call at the same time; what bears the name now may be another container.
+            return Err(Error::NoTask(self.id.to_string()));
+        }
         let ended = match self.init.life() {
             Life::Stopped(ended) => ended,
             Life::Created(live) => {
@@ -281,6 +285,7 @@ impl Container {
         let deadline = Instant::now() + DELETE;
         let dir = parties.pod.tasks_dir();
         container::end(&self.record, &dir, &parties.reaper, deadline).await?;
+        self.deleted.store(true, Ordering::SeqCst);
         Ok(ended)
     }
 }

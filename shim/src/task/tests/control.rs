@@ -61,6 +61,21 @@ async fn a_created_container_can_be_deleted_without_a_start() {
 }
 
 #[tokio::test]
+async fn of_two_deletes_at_once_one_deletes() {
+    let stage = Stage::new("exit 0");
+    stage.run(Streams::default()).await;
+    stage.wait("").await;
+    let id = stage.id.as_str();
+    let (one, other) = tokio::join!(stage.tasks.delete(id, ""), stage.tasks.delete(id, ""));
+    let failed = one.err().or(other.err()).expect("only one of them deletes");
+    assert_eq!(failed.code(), Code::NotFound, "{failed}");
+    let events = stage.events.all();
+    let told = events.iter().filter(|event| event.starts_with("delete")).count();
+    assert_eq!(told, 1, "{events:?}");
+    stage.assert_clean();
+}
+
+#[tokio::test]
 async fn a_paused_container_dies_of_a_kill() {
     let stage = Stage::new("sleep 1000");
     stage.run(Streams::default()).await;

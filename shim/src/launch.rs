@@ -1,0 +1,32 @@
+//! What the daemon is started with, and what it says when it is ready.
+
+use std::path::PathBuf;
+
+use log::LevelFilter;
+use mooring::{id::Id, options::AnyValue};
+
+/// What the daemon tells whoever started it when it serves; anything else is why it does not.
+pub const READY: &[u8] = b"ready";
+
+/// What the daemon must know about its start.
+#[derive(Debug)]
+pub struct Launch {
+    /// containerd's namespace.
+    pub namespace: Id,
+    /// The sandbox, or the container where there is no sandbox.
+    pub id: Id,
+    /// The bundle.
+    pub bundle: PathBuf,
+    /// The socket that this shim listens on.
+    pub socket: PathBuf,
+    /// containerd's gRPC socket.
+    pub grpc_address: PathBuf,
+    /// containerd's ttrpc socket, where events go.
+    pub ttrpc_address: PathBuf,
+    /// The runtime's options.
+    pub options: Option<AnyValue>,
+    /// What is logged.
+    pub level: LevelFilter,
+    /// Whether the start was asked for by bootstrap parameters, as containerd does from 2.3 on.
+    pub bootstrap: bool,
+}
