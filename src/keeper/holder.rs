@@ -63,6 +63,10 @@ impl Holder {
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .map_err(io::Error::from)
                 .map_err(deed("make the holder's socket"))?;
+        // By a message, as arguments can be seen by whoever shares the pod's PID namespace.
+        send(ours.as_raw_fd(), letters(&wanted).as_bytes(), MsgFlags::MSG_NOSIGNAL)
+            .map_err(io::Error::from)
+            .map_err(deed("tell the holder its namespaces"))?;
         let net: OwnedFd = match &wanted.net {
             Net::Join(path) => {
                 File::open(path).map_err(deed(format!("open {}", path.display())))?.into()
@@ -73,7 +77,7 @@ impl Holder {
         // Held until the holder is adopted: its number is learned from its own message.
         let expecting = reaper.expecting();
         let mut command = Command::new(format!("/proc/self/fd/{}", image.as_raw_fd()));
-        command.arg0("pod").arg(letters(&wanted)).env_clear();
+        command.arg0("mooring-pod").env_clear();
         command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::from(net));
         // On this thread: the holder's parent-death signal follows the thread that starts it.
         let (started, _) = reaper.spawn(&mut command).map_err(deed("start the holder"))?;
@@ -220,7 +224,7 @@ fn prepare(holder: &Holder, wanted: &Wanted) -> Result<(), KeeperError> {
     })
 }
 
-/// The program's argument for a pod; see shim/holder.
+/// The program's first message for a pod; see shim/holder.
 fn letters(wanted: &Wanted) -> String {
     let mut letters = String::new();
     match wanted.user {
@@ -254,6 +258,8 @@ fn step_name(letter: u8) -> &'static str {
         b'i' => "make the pod's IPC namespace",
         b't' => "make the pod's UTS namespace",
         b'p' => "make the pod's PID namespace",
+        b'r' => "give the holder an empty root",
+        b'c' => "take the holder's capabilities",
         _ => "confine the holder",
     }
 }
