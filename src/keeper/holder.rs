@@ -216,12 +216,24 @@ fn prepare(holder: &Holder, wanted: &Wanted) -> Result<(), KeeperError> {
             if let Some(hostname) = &wanted.uts {
                 inside::set_hostname(hostname)?;
             }
-            inside::set_sysctls(&wanted.sysctls)
+            let root = if wanted.user == User::Host { None } else { Some(ids(pid)?) };
+            inside::set_sysctls(&wanted.sysctls, root)
         });
         inside
             .join()
             .unwrap_or_else(|_| Err(KeeperError::Holder("its preparation panicked".into())))
     })
+}
+
+/// The ids on the node of the process `pid`, which is its user namespace's root.
+fn ids(pid: u32) -> Result<(u32, u32), KeeperError> {
+    let path = format!("/proc/{pid}/status");
+    let status = std::fs::read_to_string(&path).map_err(deed(format!("read {path}")))?;
+    let real = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    real("Uid:").zip(real("Gid:")).ok_or_else(|| KeeperError::Holder(format!("{path} has no ids")))
 }
 
 /// The program's first message for a pod; see shim/holder.

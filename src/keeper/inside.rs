@@ -5,8 +5,16 @@ use std::{
     os::fd::AsFd,
 };
 
-use super::{KeeperError, deed};
-use crate::sandbox::config::Sysctls;
+use rustix::{
+    process::{Gid, Uid},
+    thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
+};
+
+use super::{
+    KeeperError, deed,
+    sysctls::{self, Sysctls},
+};
+use crate::sys::namespaces;
 
 /// Sets the hostname of the calling thread's UTS namespace.
 pub(super) fn set_hostname(name: &str) -> Result<(), KeeperError> {
@@ -15,39 +23,53 @@ pub(super) fn set_hostname(name: &str) -> Result<(), KeeperError> {
         .map_err(deed(format!("set hostname {name:?}")))
 }
 
-/// Sets kernel parameters in the calling thread's network and IPC namespaces.
-pub(super) fn set_sysctls(sysctls: &Sysctls) -> Result<(), KeeperError> {
+/// Sets kernel parameters, which were checked, in the calling thread's network, IPC and UTS namespaces: never in one of
+/// the node's.
+///
+/// Some belong to the root of the user namespace that owns theirs: with `root`, its ids on the node, the thread takes that
+/// identity for what it may not write as the node's root. It keeps it, and is to end soon.
+pub(super) fn set_sysctls(sysctls: &Sysctls, root: Option<(u32, u32)>) -> Result<(), KeeperError> {
+    let mut refused = Vec::new();
     for (name, value) in sysctls {
-        let wrong =
-            |source| KeeperError::Sysctl { name: name.clone(), value: value.clone(), source };
-        let path = sysctl_path(name).ok_or_else(|| wrong(io::ErrorKind::NotFound.into()))?;
-        let mut file = std::fs::OpenOptions::new().write(true).open(&path).map_err(wrong)?;
-        // One write: the kernel takes a parameter's value from a single call only.
-        file.write_all(value.as_bytes()).map_err(wrong)?;
+        match set_sysctl(name, value) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && root.is_some() => {
+                refused.push((name, value));
+            }
+            answer => answer.map_err(wrong(name, value))?,
+        }
+    }
+    if let (Some((user, group)), false) = (root, refused.is_empty()) {
+        become_user(user, group).map_err(deed("take the identity of the pod's root"))?;
+        for (name, value) in refused {
+            set_sysctl(name, value).map_err(wrong(name, value))?;
+        }
     }
     Ok(())
 }
 
-/// The file of a kernel parameter. Both separators are in use; with `/` first, dots belong to names
-/// (`net/ipv4/conf/eth0.100/forwarding`), as sysctl(8) has it.
-fn sysctl_path(name: &str) -> Option<String> {
-    let path = match name.find(['.', '/']) {
-        Some(at) if name.as_bytes().get(at) == Some(&b'/') => name.to_owned(),
-        _ => name
-            .chars()
-            .map(|c| {
-                if c == '.' {
-                    '/'
-                } else if c == '/' {
-                    '.'
-                } else {
-                    c
-                }
-            })
-            .collect(),
-    };
-    let safe = path.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
-    safe.then(|| format!("/proc/sys/{path}"))
+fn wrong(name: &str, value: &str) -> impl FnOnce(io::Error) -> KeeperError {
+    let (name, value) = (name.to_owned(), value.to_owned());
+    |source| KeeperError::Sysctl { name, value, source }
+}
+
+fn set_sysctl(name: &str, value: &str) -> io::Result<()> {
+    let kind = sysctls::namespace(name);
+    let own = format!("/proc/thread-self/ns/{kind}");
+    if namespaces::is_the_nodes(own.as_ref(), kind)? {
+        return Err(io::Error::other("it would be set on the node"));
+    }
+    let mut file = std::fs::OpenOptions::new().write(true).open(sysctls::file(name))?;
+    // One write: the kernel takes a parameter's value from a single call only.
+    file.write_all(value.as_bytes())
+}
+
+/// Gives the calling thread, and no other, these effective ids.
+fn become_user(user: u32, group: u32) -> io::Result<()> {
+    let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
+    set_thread_groups(&[])?;
+    set_thread_res_gid(None::<Gid>, group, None::<Gid>)?;
+    set_thread_res_uid(None::<Uid>, user, None::<Uid>)?;
+    Ok(())
 }
 
 /// Enters the namespaces of process or thread `pid` with the calling thread.
@@ -65,23 +87,4 @@ pub(super) fn join(namespace: impl AsFd, name: &str) -> Result<(), KeeperError> 
     nix::sched::setns(namespace, nix::sched::CloneFlags::empty())
         .map_err(io::Error::from)
         .map_err(deed(format!("join namespace {name}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn both_spellings_of_a_parameter_are_understood() {
-        for (name, path) in [
-            ("net.ipv4.ip_forward", Some("/proc/sys/net/ipv4/ip_forward")),
-            ("net/ipv4/ip_forward", Some("/proc/sys/net/ipv4/ip_forward")),
-            ("net/ipv4/conf/eth0.1/forwarding", Some("/proc/sys/net/ipv4/conf/eth0.1/forwarding")),
-            ("net.ipv4.conf.eth0/1.forwarding", Some("/proc/sys/net/ipv4/conf/eth0.1/forwarding")),
-            ("kernel/../../x", None),
-            ("", None),
-        ] {
-            assert_eq!(sysctl_path(name).as_deref(), path, "{name}");
-        }
-    }
 }

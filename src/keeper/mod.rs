@@ -7,6 +7,7 @@
 
 mod holder;
 mod inside;
+pub mod sysctls;
 mod thread;
 
 use std::{io, path::PathBuf};
@@ -18,9 +19,10 @@ use crate::{
     error::{Code, Coded},
     process::Reaper,
     released::Released,
-    sandbox::config::{IdMapping, Sysctls},
+    sandbox::config::IdMapping,
 };
 pub use holder::HolderProgram;
+use sysctls::Sysctls;
 
 /// Which network namespace the keeper enters.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -93,7 +93,7 @@ fn enter(wanted: &Wanted) -> Result<(), KeeperError> {
     if let Some(hostname) = &wanted.uts {
         inside::set_hostname(hostname)?;
     }
-    inside::set_sysctls(&wanted.sysctls)
+    inside::set_sysctls(&wanted.sysctls, None)
 }
 
 /// The namespaces that the thread came from.

@@ -12,11 +12,9 @@ use thiserror::Error;
 
 use crate::{
     error::{Code, Coded},
+    keeper::sysctls::{self, Own, Sysctls},
     mounts::files::Dns,
 };
-
-/// Kernel parameters by name.
-pub type Sysctls = BTreeMap<String, String>;
 
 /// The type URL of CRI's pod configuration.
 pub const CRI_CONFIG_TYPE: &str = "runtime.v1.PodSandboxConfig";
@@ -43,7 +41,7 @@ pub struct IdMapping {
 pub enum Scope {
     /// One of the pod.
     Pod,
-    /// One of each container, or another container's (PID only).
+    /// One of each container, or another container's (of PID namespaces alone).
     Container,
     /// The node's.
     Node,
@@ -101,6 +99,20 @@ pub enum ConfigError {
     /// An annotation is not understood.
     #[error("{0}")]
     Annotation(String),
+    /// A kernel parameter that is not the pod's to set.
+    #[error(transparent)]
+    Sysctl(#[from] sysctls::Refused),
+    /// The user namespace is none that a pod can have.
+    #[error("user namespace: {0}")]
+    UserNamespace(String),
+    /// The hostname or domain name would be the node's.
+    #[error("{kind} {name:?} needs a UTS namespace, and the pod has none of its own")]
+    NodesName {
+        /// Hostname or domain name.
+        kind: &'static str,
+        /// The name.
+        name: String,
+    },
     /// The spec cannot be read.
     #[error("read OCI spec {path}: {source}")]
     Unreadable {
@@ -140,7 +152,7 @@ impl PodConfig {
                 if url.rsplit('/').next() != Some(CRI_CONFIG_TYPE) {
                     return Err(ConfigError::UnknownType(url.to_owned()));
                 }
-                Ok(Self::from_cri(&cri::PodSandboxConfig::decode(bytes)?))
+                Self::from_cri(&cri::PodSandboxConfig::decode(bytes)?)
             }
             _ => Self::from_bundle(bundle),
         }
@@ -163,7 +175,35 @@ impl PodConfig {
         }
         let spec: oci_spec::runtime::Spec =
             serde_json::from_value(original.clone()).map_err(|error| bad(error.to_string()))?;
-        Self::from_spec(&spec, original).map_err(bad)
+        let config = Self::from_spec(&spec, original).map_err(bad)?;
+        config.checked(spec.domainname().clone())
+    }
+
+    /// Refuses what would be the node's: an OCI runtime did it when the pod was a container.
+    fn checked(mut self, domainname: Option<String>) -> Result<Self, ConfigError> {
+        let domainname = domainname.filter(|name| !name.is_empty());
+        for (kind, name) in [("hostname", &self.hostname), ("domain name", &domainname)] {
+            if let (Some(name), false) = (name, self.own_uts) {
+                return Err(ConfigError::NodesName { kind, name: name.clone() });
+            }
+        }
+        let own = Own { net: !self.host_network, ipc: self.ipc == Scope::Pod, uts: self.own_uts };
+        self.sysctls = sysctls::check(std::mem::take(&mut self.sysctls), own)?;
+        if let Some(name) = domainname {
+            self.sysctls.insert("kernel.domainname".into(), name);
+        }
+        if let Some((uids, gids)) = &self.user {
+            for (kind, mappings) in [("UID", uids), ("GID", gids)] {
+                if mappings.is_empty() {
+                    return Err(ConfigError::UserNamespace(format!("it has no {kind} mappings")));
+                }
+                if mappings.iter().any(|mapping| mapping.length == 0) {
+                    let reason = format!("a {kind} mapping has no length");
+                    return Err(ConfigError::UserNamespace(reason));
+                }
+            }
+        }
+        Ok(self)
     }
 
     fn from_spec(
@@ -187,12 +227,19 @@ impl PodConfig {
             };
             of.into_iter().flatten().map(one).collect()
         };
-        let user = find(Kind::User).map(|_| {
-            (
-                mappings(linux.and_then(|l| l.uid_mappings().as_ref())),
-                mappings(linux.and_then(|l| l.gid_mappings().as_ref())),
-            )
-        });
+        let uids = mappings(linux.and_then(|l| l.uid_mappings().as_ref()));
+        let gids = mappings(linux.and_then(|l| l.gid_mappings().as_ref()));
+        if find(Kind::User).is_none() && !(uids.is_empty() && gids.is_empty()) {
+            return Err("it maps ids and has no user namespace".into());
+        }
+        let user = find(Kind::User).map(|_| (uids, gids));
+        for namespace in namespaces.into_iter().flatten() {
+            // Only a network is made elsewhere and joined.
+            if let (true, Some(path)) = (namespace.typ() != Kind::Network, namespace.path()) {
+                let (kind, path) = (namespace.typ(), path.display());
+                return Err(format!("a sandbox joins no {kind} namespace by its path ({path})"));
+            }
+        }
         let network = find(Kind::Network);
         let host_network = !unsaid && network.is_none();
         let scope = |kind| if unsaid || find(kind).is_some() { Scope::Pod } else { Scope::Node };
@@ -207,7 +254,7 @@ impl PodConfig {
             ipc: scope(Kind::Ipc),
             // Containers of an OCI client bring PID namespaces of their own unless the sandbox shares one.
             pid: if find(Kind::Pid).is_some() { Scope::Pod } else { Scope::Container },
-            own_uts: !host_network && (unsaid || find(Kind::Uts).is_some()),
+            own_uts: unsaid || find(Kind::Uts).is_some(),
             user,
             sysctls: linux
                 .and_then(|l| l.sysctl().clone())
@@ -222,7 +269,7 @@ impl PodConfig {
     }
 
     /// Reads CRI's configuration.
-    pub fn from_cri(config: &cri::PodSandboxConfig) -> Self {
+    pub fn from_cri(config: &cri::PodSandboxConfig) -> Result<Self, ConfigError> {
         let metadata = config.metadata.clone().unwrap_or_default();
         let linux = config.linux.clone().unwrap_or_default();
         let security = linux.security_context.unwrap_or_default();
@@ -241,19 +288,35 @@ impl PodConfig {
             };
             all.iter().map(one).collect()
         };
-        let user = namespaces
-            .userns_options
-            .as_ref()
-            .filter(|options| scope(options.mode) == Scope::Pod)
-            .map(|options| (ids(&options.uids), ids(&options.gids)));
-        Self {
+        let user = match &namespaces.userns_options {
+            None => None,
+            Some(options) => {
+                let refused = |reason: String| Err(ConfigError::UserNamespace(reason));
+                let (uids, gids) = (ids(&options.uids), ids(&options.gids));
+                match cri::NamespaceMode::try_from(options.mode) {
+                    Ok(cri::NamespaceMode::Pod) if uids.len() > 1 || gids.len() > 1 => {
+                        return refused("more than one mapping of a kind".into());
+                    }
+                    Ok(cri::NamespaceMode::Pod) => Some((uids, gids)),
+                    Ok(cri::NamespaceMode::Node) if uids.is_empty() && gids.is_empty() => None,
+                    Ok(cri::NamespaceMode::Node) => {
+                        return refused("the node's (mode NODE) takes no mappings".into());
+                    }
+                    Ok(mode) => return refused(format!("mode {} is none", mode.as_str_name())),
+                    Err(_) => return refused(format!("mode {} is none", options.mode)),
+                }
+            }
+        };
+        // What a container may have for itself, a pod still has one of: its containers choose.
+        let ipc = if scope(namespaces.ipc) == Scope::Node { Scope::Node } else { Scope::Pod };
+        let read = Self {
             name: metadata.name,
             namespace: metadata.namespace,
             uid: metadata.uid,
             hostname: Some(config.hostname.clone()).filter(|name| !name.is_empty()),
             host_network,
             netns_path: None,
-            ipc: scope(namespaces.ipc),
+            ipc,
             pid: scope(namespaces.pid),
             own_uts: !host_network,
             user,
@@ -267,7 +330,8 @@ impl PodConfig {
             shm_size: SHM_SIZE,
             capabilities: capabilities_of(config),
             original: original_of(config),
-        }
+        };
+        read.checked(None)
     }
 
     /// Adds what annotations of the creation request say of CNI's capabilities; the configuration itself goes before.
@@ -453,7 +517,7 @@ mod tests {
         let spec =
             r#"{"ociVersion":"1.0.2","linux":{"namespaces":[{"type":"ipc"},{"type":"uts"}]}}"#;
         let config = PodConfig::read(None, bundle_with(spec).path()).unwrap();
-        assert!(config.host_network && !config.own_uts);
+        assert!(config.host_network && config.own_uts);
         assert_eq!((config.ipc, config.pid), (Scope::Pod, Scope::Container));
         let config =
             PodConfig::read(None, bundle_with(r#"{"ociVersion":"1.0.2"}"#).path()).unwrap();
@@ -472,7 +536,8 @@ mod tests {
         let config = PodConfig::from_cri(&cri::PodSandboxConfig {
             linux: Some(linux),
             ..Default::default()
-        });
+        })
+        .unwrap();
         assert!(config.host_network && !config.own_uts);
         assert_eq!((config.ipc, config.pid), (Scope::Pod, Scope::Container));
         assert!(config.sysctls_with_defaults().is_empty());
@@ -480,7 +545,7 @@ mod tests {
 
     #[test]
     fn defaults_yield_to_what_the_pod_sets() {
-        let mut config = PodConfig::from_cri(&cri::PodSandboxConfig::default());
+        let mut config = PodConfig::from_cri(&cri::PodSandboxConfig::default()).unwrap();
         config.sysctls.insert("net.ipv4.ip_unprivileged_port_start".into(), "1000".into());
         let all = config.sysctls_with_defaults();
         assert_eq!(all["net.ipv4.ip_unprivileged_port_start"], "1000");
@@ -498,7 +563,7 @@ mod tests {
         });
         config.port_mappings.push(cri::PortMapping { container_port: 80, ..Default::default() });
         config.annotations.insert("kubernetes.io/ingress-bandwidth".into(), "10M".into());
-        let capabilities = PodConfig::from_cri(&config).capabilities;
+        let capabilities = PodConfig::from_cri(&config).unwrap().capabilities;
         assert_eq!(capabilities["portMappings"].as_array().unwrap().len(), 1);
         assert_eq!(capabilities["portMappings"][0]["protocol"], "udp");
         assert_eq!(capabilities["bandwidth"]["ingressRate"], 10_000_000);
@@ -510,5 +575,83 @@ mod tests {
         assert_eq!(quantity("1.5k"), Some(1500));
         assert_eq!(quantity("ten"), None);
         assert_eq!(quantity("-1"), None);
+    }
+    fn with_namespaces(options: cri::NamespaceOption) -> Result<PodConfig, ConfigError> {
+        let security = cri::LinuxSandboxSecurityContext {
+            namespace_options: Some(options),
+            ..Default::default()
+        };
+        let linux =
+            cri::LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() };
+        PodConfig::from_cri(&cri::PodSandboxConfig { linux: Some(linux), ..Default::default() })
+    }
+
+    #[test]
+    fn a_pod_whose_containers_have_ipc_namespaces_of_their_own_has_one_all_the_same() {
+        for mode in [0, 1, 3, 77] {
+            let options = cri::NamespaceOption { ipc: mode, ..Default::default() };
+            assert_eq!(with_namespaces(options).unwrap().ipc, Scope::Pod, "{mode}");
+        }
+    }
+
+    #[test]
+    fn user_namespaces_are_the_pods_with_mappings_or_the_nodes_without() {
+        let line = cri::IdMapping { host_id: 1000, container_id: 0, length: 10 };
+        let empty = cri::IdMapping { length: 0, ..line };
+        for (mode, uids, gids, good) in [
+            (0, vec![line], vec![line], true),
+            (2, vec![], vec![], true),
+            (0, vec![], vec![], false),
+            (0, vec![line], vec![], false),
+            (0, vec![], vec![line], false),
+            (0, vec![line, line], vec![line], false),
+            (0, vec![empty], vec![line], false),
+            (1, vec![], vec![], false),
+            (1, vec![line], vec![line], false),
+            (2, vec![line], vec![], false),
+            (2, vec![], vec![line], false),
+            (3, vec![], vec![], false),
+            (3, vec![line], vec![line], false),
+            (9, vec![], vec![], false),
+        ] {
+            let users = cri::UserNamespace { mode, uids, gids };
+            let said = format!("{users:?}");
+            let options =
+                cri::NamespaceOption { userns_options: Some(users), ..Default::default() };
+            match with_namespaces(options) {
+                Ok(config) => assert!(good && config.user.is_some() == (mode == 0), "{said}"),
+                Err(error) => {
+                    assert!(!good, "{said}: {error}");
+                    assert_eq!(error.code(), Code::InvalidArgument);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_spec_is_refused_as_an_oci_runtime_refuses_it() {
+        for (spec, word) in [
+            (r#""hostname":"x","linux":{"namespaces":[{"type":"ipc"}]}"#, "hostname"),
+            (r#""domainname":"x","linux":{"namespaces":[{"type":"ipc"}]}"#, "domain name"),
+            (r#""linux":{"sysctl":{"kernel.panic":"1"}}"#, "kernel.panic"),
+            (r#""linux":{"namespaces":[],"sysctl":{"net.ipv4.ip_forward":"1"}}"#, "net.ipv4"),
+            (r#""linux":{"namespaces":[{"type":"user"}]}"#, "UID mappings"),
+            (
+                r#""linux":{"uidMappings":[{"containerID":0,"hostID":1,"size":1}],"namespaces":[]}"#,
+                "user namespace",
+            ),
+            (
+                r#""linux":{"namespaces":[{"type":"ipc","path":"/proc/1/ns/ipc"}]}"#,
+                "/proc/1/ns/ipc",
+            ),
+        ] {
+            let spec = format!(r#"{{"ociVersion":"1.0.2",{spec}}}"#);
+            let error = PodConfig::read(None, bundle_with(&spec).path()).unwrap_err();
+            assert_eq!(error.code(), Code::InvalidArgument, "{spec}: {error}");
+            assert!(error.to_string().contains(word), "{spec}: {error}");
+        }
+        let spec = r#"{"ociVersion":"1.0.2","domainname":"nis"}"#;
+        let config = PodConfig::read(None, bundle_with(spec).path()).unwrap();
+        assert_eq!(config.sysctls["kernel.domainname"], "nis");
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     mounts::Mount,
     network::netns,
     options::{AnyValue, NetworkOwner},
+    sys::namespaces,
     teardown::journal::{self, About, JournalError, Store},
 };
 
@@ -138,6 +139,10 @@ impl Sandbox {
         let network = Network::decide(self.env.options.network_owner, &config, given)?;
         if let Network::Client(path) | Network::Attach(path) = &network {
             netns::check(path)?;
+            // With it the pod's network, and its kernel parameters, would be the node's.
+            if namespaces::is_the_nodes(path, "net").map_err(|error| unknown(path, &error))? {
+                return Err(unknown(path, &"it is the node's own"));
+            }
         }
         let created_at = SystemTime::now();
         let about = About {
@@ -161,6 +166,10 @@ impl Sandbox {
     }
 }
 
+fn unknown(path: &std::path::Path, why: &dyn std::fmt::Display) -> Error {
+    Error::Invalid(format!("network namespace {} cannot be a pod's: {why}", path.display()))
+}
+
 #[cfg(test)]
 mod tests {
     use k8s_cri::v1::PodSandboxConfig;
@@ -168,7 +177,7 @@ mod tests {
     use super::*;
 
     fn pod(host_network: bool) -> PodConfig {
-        PodConfig { host_network, ..PodConfig::from_cri(&PodSandboxConfig::default()) }
+        PodConfig { host_network, ..PodConfig::from_cri(&PodSandboxConfig::default()).unwrap() }
     }
 
     #[test]

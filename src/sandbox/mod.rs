@@ -8,6 +8,7 @@ mod create;
 pub mod daemon_record;
 mod door;
 mod error;
+mod namespaces;
 mod prepare;
 mod progress;
 pub mod recover;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{Error, Pod, Sandbox, State, blocking, config::Scope};
+use super::{Error, Pod, Sandbox, State, blocking, config::Scope, namespaces};
 use crate::{
     id::Id,
     mounts::{
@@ -29,6 +29,8 @@ impl Sandbox {
         };
         let before = document.clone();
         join_namespaces(document, &pod, pid);
+        let (wanted, of) = (document.clone(), std::sync::Arc::clone(&pod));
+        blocking(move || namespaces::check(&wanted, &of.config)).await??;
         let files = FilesRecord::in_dir(&self.env.run_dir());
         let shm = (pod.config.ipc == Scope::Pod).then(|| ShmRecord::in_dir(&self.env.run_dir()));
         let added = pod_files::add_pod_files(document, &PodFiles::of(&files, shm.as_ref()))?;
@@ -52,10 +54,7 @@ fn join_namespaces(document: &mut Value, pod: &Pod, pid: u32) {
     else {
         return;
     };
-    let mut shared = vec![("network", "net"), ("uts", "uts")];
-    if pod.config.ipc != Scope::Container {
-        shared.push(("ipc", "ipc"));
-    }
+    let mut shared = vec![("network", "net"), ("uts", "uts"), ("ipc", "ipc")];
     // A CRI client says by the path whether a container shares the pod's PID namespace.
     if pod.config.name.is_empty() && pod.config.pid == Scope::Pod {
         shared.push(("pid", "pid"));

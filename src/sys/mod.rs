@@ -9,3 +9,4 @@ mod watch;
 
 pub use platform::architecture;
 pub use watch::watched;
+pub mod namespaces;

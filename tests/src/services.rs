@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -239,6 +239,11 @@ impl Task {
     pub async fn create(&self) -> Result<u32, Status> {
         let root = root_file_system(&self.client.node)
             .map_err(|error| Status::internal(format!("{error:#}")))?;
+        self.create_on(&root).await
+    }
+
+    /// Create, with this folder as its root file system.
+    pub async fn create_on(&self, root: &Path) -> Result<u32, Status> {
         let mount = Mount {
             r#type: "bind".to_owned(),
             source: root.display().to_string(),

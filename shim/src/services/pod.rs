@@ -54,6 +54,18 @@ impl Pod for PodOfTasks {
         self.0.prepare(container, spec).await.map_err(|error| refused(&error))
     }
 
+    async fn verify(
+        &self,
+        container: &Id,
+        pid: i32,
+        spec: &serde_json::Value,
+    ) -> Result<(), PodError> {
+        if !self.0.is_created() {
+            return Ok(());
+        }
+        self.0.verify(container, pid, spec).await.map_err(|error| refused(&error))
+    }
+
     fn tasks_dir(&self) -> PathBuf {
         self.0.tasks_dir()
     }

@@ -83,6 +83,7 @@ async fn build(
     failpoint::pass("task-create-created");
     acquisition.created(init.pid, &exited)?;
     let record = acquisition.record().clone();
+    parties.pod.verify(&request.id, init.pid, spec).await?;
     let pid = init.pid.unsigned_abs();
     let mappings = json!({"linux": {
         "uidMappings": spec.pointer("/linux/uidMappings"),

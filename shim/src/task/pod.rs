@@ -20,6 +20,14 @@ pub trait Pod: Send + Sync {
         bundle: &Path,
         spec: &mut serde_json::Value,
     ) -> Result<bool, PodError>;
+    /// Refuses a container that was created as `spec` says and whose first process, which runs nothing of the image
+    /// yet, is where the pod does not let it be.
+    async fn verify(
+        &self,
+        container: &Id,
+        pid: i32,
+        spec: &serde_json::Value,
+    ) -> Result<(), PodError>;
     /// Where the containers' records are kept.
     fn tasks_dir(&self) -> PathBuf;
 }

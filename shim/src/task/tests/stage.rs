@@ -58,6 +58,10 @@ impl Pod for NoPod {
         Ok(false)
     }
 
+    async fn verify(&self, _: &Id, _: i32, _: &serde_json::Value) -> Result<(), PodError> {
+        Ok(())
+    }
+
     fn tasks_dir(&self) -> PathBuf {
         self.tasks_dir.clone()
     }
