@@ -111,8 +111,7 @@ fn acquire_from(dir: &Path, request: &FilesRequest, node: &Path) -> Result<Files
         Some(text) if !text.is_empty() => text.into_bytes(),
         _ => nodes_own(node, RESOLV_CONF)?,
     };
-    let mut builder = DirBuilder::new();
-    builder.recursive(true).mode(0o711).create(dir).map_err(|e| Error::at("make", dir, e))?;
+    make_private(dir, request.owner.map(|(_, group)| group))?;
     write(&record.hosts(), &nodes_own(node, HOSTS)?)?;
     write(&record.resolv_conf(), &resolv_conf)?;
     write(&record.hostname(), format!("{hostname}\n").as_bytes())?;
@@ -123,6 +122,29 @@ fn acquire_from(dir: &Path, request: &FilesRequest, node: &Path) -> Result<Files
         }
     }
     Ok(record)
+}
+
+/// Makes the pod's folder, which only root may enter, and a pod's own root where it is another: an OCI runtime comes
+/// through it from inside the user namespace. What is in it may be open to all users of the pod, and is for no other of
+/// the node's.
+fn make_private(dir: &Path, group: Option<u32>) -> Result<(), Error> {
+    if let Some(parent) = dir.parent() {
+        // For pods of many groups: may be passed through, not listed.
+        let made = DirBuilder::new().recursive(true).mode(0o711).create(parent);
+        made.map_err(|error| Error::at("make", parent, error))?;
+    }
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(Error::at("make", dir, error));
+        }
+        // One that was left behind may have had other rights.
+        _ => {}
+    }
+    let owned = std::os::unix::fs::lchown(dir, Some(0), Some(group.unwrap_or(0)));
+    owned.map_err(|error| Error::at("change the owner of", dir, error))?;
+    let mode = if group.is_some() { 0o710 } else { 0o700 };
+    fs::set_permissions(dir, Permissions::from_mode(mode))
+        .map_err(|error| Error::at("change the mode of", dir, error))
 }
 
 /// A node may do without these files: then a pod's are empty.
@@ -205,6 +227,9 @@ mod tests {
             read(record.resolv_conf()),
             "search x.local local\nnameserver 10.0.0.1\nnameserver fd00::1\noptions ndots:5 edns0\n"
         );
+        let found = fs::metadata(&dir).unwrap();
+        assert_eq!(found.permissions().mode() & 0o7777, 0o710);
+        assert_eq!((found.uid(), found.gid()), (0, 70_001));
         for path in [record.hosts(), record.resolv_conf(), record.hostname()] {
             let found = fs::metadata(path).unwrap();
             assert_eq!(found.permissions().mode() & 0o7777, 0o644);
@@ -262,5 +287,15 @@ mod tests {
         fs::create_dir(dir.join("shm")).unwrap();
         assert_eq!(release(&record).unwrap(), Released::Done);
         assert!(dir.join("shm").exists());
+    }
+    #[test]
+    fn only_root_gets_to_a_pods_files_also_where_the_folder_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("run/pod");
+        fs::create_dir_all(&dir).unwrap();
+        fs::set_permissions(&dir, Permissions::from_mode(0o755)).unwrap();
+        let record = acquire(&dir, &FilesRequest::default()).unwrap();
+        assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o7777, 0o700);
+        release(&record).unwrap();
     }
 }
