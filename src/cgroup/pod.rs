@@ -1,6 +1,10 @@
 //! The pod's cgroups: the parent of its containers', which must exist from the start on, and the holder's own.
 
-use std::{fs, io, path::PathBuf, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -58,37 +62,37 @@ pub fn join(group: &Cgroup, pid: u32) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes what was made, as far as nobody uses it. A group with groups below it is kept: the containers' own are
-/// removed with their tasks, and then this is repeated. Blocks for a moment where processes are just leaving.
+/// Removes what was made, as far as nobody uses it. A group with groups below it stays: the containers' own are removed
+/// with their tasks, and then this is repeated. Blocks for a moment where processes are just leaving.
 pub fn release(record: &PodCgroupRecord) -> Result<Released, Error> {
     let mut found = Released::AlreadyGone;
     for folder in record.created.folders.iter().rev() {
-        for attempt in 0..6 {
-            match fs::remove_dir(folder) {
-                Ok(()) => found = Released::Done,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                    // A dead process leaves its group a moment after its exit was seen; a child group stays.
-                    if attempt < 5 && !has_children(folder) {
-                        std::thread::sleep(Duration::from_millis(1 << attempt));
-                        continue;
-                    }
-                }
-                Err(source) => {
-                    return Err(Error::File {
-                        deed: "remove cgroup",
-                        path: folder.clone(),
-                        source,
-                    });
-                }
-            }
-            break;
-        }
+        found = found.and(remove(folder)?);
     }
     Ok(found)
 }
 
-fn has_children(folder: &std::path::Path) -> bool {
+fn remove(folder: &Path) -> Result<Released, Error> {
+    let mut pauses = (0..5).map(|attempt| Duration::from_millis(1 << attempt));
+    loop {
+        match fs::remove_dir(folder) {
+            Ok(()) => return Ok(Released::Done),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Released::AlreadyGone);
+            }
+            // A dead process leaves its group a moment after its exit was seen; a child group stays.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => match pauses.next() {
+                Some(pause) if !has_children(folder) => std::thread::sleep(pause),
+                _ => return Ok(Released::InUse),
+            },
+            Err(source) => {
+                return Err(Error::File { deed: "remove cgroup", path: folder.to_owned(), source });
+            }
+        }
+    }
+}
+
+fn has_children(folder: &Path) -> bool {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.into_iter().any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
 }
@@ -124,7 +128,7 @@ mod tests {
         let path = format!("/mooring-pod-used-{}", std::process::id());
         let (_, outer) = acquire(&path).unwrap();
         let (_, inner) = acquire(&format!("{path}/container")).unwrap();
-        assert_eq!(release(&outer).unwrap(), Released::AlreadyGone);
+        assert_eq!(release(&outer).unwrap(), Released::InUse);
         assert_eq!(release(&inner).unwrap(), Released::Done);
         assert_eq!(release(&outer).unwrap(), Released::Done);
     }

@@ -49,6 +49,7 @@ impl Progress {
                 let (outcome, error) = match &report.outcome {
                     Outcome::Done => ("done", None),
                     Outcome::AlreadyGone => ("already_gone", None),
+                    Outcome::InUse => ("in_use", None),
                     Outcome::Warned(error) => ("warned", Some(error)),
                     Outcome::Failed(error) => ("failed", Some(error)),
                 };

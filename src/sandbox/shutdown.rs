@@ -21,6 +21,8 @@ impl Sandbox {
         let _life = self.lifecycle.lock().await;
         let pod = self.state().pod().cloned();
         if let Some(pod) = pod {
+            // What was in use by the tasks, such as the group above theirs.
+            self.run_plan(&pod).await?;
             let run_dir = self.env.run_dir();
             let state_dir = self.env.state_dir();
             blocking(move || {

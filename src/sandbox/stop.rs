@@ -71,14 +71,7 @@ impl Sandbox {
         if matches!(*self.state(), State::Stopped { .. }) {
             return Ok(());
         }
-        let work = Live { sandbox: self };
-        let executor = Executor {
-            sandbox: self.id(),
-            store: Arc::clone(&pod.store),
-            work: &work,
-            observer: &*self.progress,
-        };
-        let result = executor.run().await;
+        let result = self.run_plan(pod).await;
         // The connection costs memory, and whatever asks next may find another containerd.
         self.env.containerd.disconnect().await;
         if result.is_ok() {
@@ -91,5 +84,16 @@ impl Sandbox {
             self.ended(0);
         }
         result
+    }
+    /// Does what the plan has left to do.
+    pub(super) async fn run_plan(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<(), TeardownError> {
+        let work = Live { sandbox: self };
+        let executor = Executor {
+            sandbox: self.id(),
+            store: Arc::clone(&pod.store),
+            work: &work,
+            observer: &*self.progress,
+        };
+        executor.run().await
     }
 }

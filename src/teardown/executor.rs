@@ -80,6 +80,8 @@ pub enum Outcome {
     Done,
     /// There was nothing left to do.
     AlreadyGone,
+    /// Something is still in use; the next run tries again.
+    InUse,
     /// It failed, and the teardown went on.
     Warned(String),
     /// It failed, and the teardown ended here.
@@ -118,23 +120,25 @@ pub struct Executor<'a> {
 }
 
 impl Executor<'_> {
-    /// Runs every step that is not done yet. On an error the journal stands at the step that failed.
+    /// Runs every step that is not done yet. On an error the journal stands at the step that failed. A step some of
+    /// whose resources are still in use does not hold up the others, and is for the next run to repeat.
     pub async fn run(&self) -> Result<(), TeardownError> {
         // What the last step did is recorded together with the next one's beginning: one write for both.
-        let mut finished: Option<(Step, Vec<usize>)> = None;
+        let mut finished: Option<(Option<Step>, Vec<usize>)> = None;
         for spec in PLAN {
             let Some(entries) = self.pending(spec) else { continue };
             self.advance(finished.take(), Some(spec.step)).await?;
             self.observer.begun(spec.step);
             let started = Instant::now();
             let (result, released) = self.step(spec, &entries, started + spec.budget).await;
+            let done = (!matches!(result, Ok(Released::InUse))).then_some(spec.step);
             let (outcome, failure) = judge(spec, result);
             self.report(spec.step, outcome, started.elapsed());
             if let Some(error) = failure {
                 self.record_released(&released).await?;
                 return Err(error);
             }
-            finished = Some((spec.step, released));
+            finished = Some((done, released));
         }
         if finished.is_some() || !self.locked(|store| store.journal().closed) {
             self.advance(finished, None).await?;
@@ -172,8 +176,11 @@ impl Executor<'_> {
             }
             let mut found = Released::AlreadyGone;
             for (index, resource, state) in entries {
-                found = found.and(self.work.release(resource, *state, deadline).await?);
-                released.push(*index);
+                let one = self.work.release(resource, *state, deadline).await?;
+                found = found.and(one);
+                if one != Released::InUse {
+                    released.push(*index);
+                }
             }
             Ok(found)
         };
@@ -199,6 +206,9 @@ impl Executor<'_> {
                     "teardown step sandbox={sandbox} step={step} outcome=already_gone ms={ms:.2}"
                 );
             }
+            Outcome::InUse => {
+                log::info!("teardown step sandbox={sandbox} step={step} outcome=in_use ms={ms:.2}");
+            }
             Outcome::Warned(error) | Outcome::Failed(error) => {
                 let word = if matches!(outcome, Outcome::Failed(_)) { "failed" } else { "warned" };
                 log::warn!(
@@ -218,11 +228,10 @@ impl Executor<'_> {
 
     async fn advance(
         &self,
-        finished: Option<(Step, Vec<usize>)>,
+        finished: Option<(Option<Step>, Vec<usize>)>,
         next: Option<Step>,
     ) -> Result<(), TeardownError> {
-        let (done, released) =
-            finished.map_or((None, vec![]), |(step, released)| (Some(step), released));
+        let (done, released) = finished.unwrap_or_default();
         self.write(move |store| store.advance(done, &released, next)).await
     }
 
@@ -254,6 +263,7 @@ fn judge(spec: &StepSpec, result: Result<Released, WorkError>) -> (Outcome, Opti
     match result {
         Ok(Released::Done) => (Outcome::Done, None),
         Ok(Released::AlreadyGone) => (Outcome::AlreadyGone, None),
+        Ok(Released::InUse) => (Outcome::InUse, None),
         Err(error) if spec.policy == Policy::Warn => (Outcome::Warned(error.message), None),
         Err(WorkError { code, message }) => (
             Outcome::Failed(message.clone()),
