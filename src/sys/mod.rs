@@ -1,12 +1,13 @@
-//! What the kernel is asked in more than one room: which process a number means, what is mounted.
+//! What the kernel is asked in more than one room: which process a number means, what is mounted, which
+//! namespaces are the node's.
 
 pub mod identity;
 #[cfg(test)]
 mod identity_tests;
 pub mod mountinfo;
+pub mod namespaces;
 mod platform;
 mod watch;
 
 pub use platform::architecture;
 pub use watch::watched;
-pub mod namespaces;
