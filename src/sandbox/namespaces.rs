@@ -37,7 +37,11 @@ impl Sandbox {
         let wanted = wanted(document)?;
         let container = container.clone();
         blocking(move || {
-            for one in wanted.iter().filter(|one| !may_be_the_nodes(&pod.config, &one.kind)) {
+            // A runtime may make its own cgroup and time namespaces as late as it runs the image's program.
+            let late =
+                |one: &Wanted| one.path.is_none() && ["cgroup", "time"].contains(&&*one.kind);
+            let own = |one: &&Wanted| !late(one) && !may_be_the_nodes(&pod.config, &one.kind);
+            for one in wanted.iter().filter(own) {
                 let path = format!("/proc/{pid}/ns/{}", one.file);
                 match namespaces::is_the_nodes(path.as_ref(), one.file) {
                     Ok(false) => {}

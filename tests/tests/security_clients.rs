@@ -240,6 +240,34 @@ async fn the_pods_cgroup_goes_with_the_last_of_the_containers_below_it(case: Cas
     Ok(())
 }
 
+/// Where the shim makes the network too, the holder makes the user namespace and leaves the node's files inside it.
+async fn a_holder_in_a_user_namespace_of_its_making_sees_nothing_of_the_node(
+    case: Case,
+) -> Result<()> {
+    for networked in [false, true] {
+        let client = Client::new(&case);
+        let mut spec = sandbox_spec("x", !networked);
+        let mappings = json!([{"containerID": 0, "hostID": 1_100_000, "size": 65_536}]);
+        spec["linux"]["uidMappings"] = mappings.clone();
+        spec["linux"]["gidMappings"] = mappings;
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().context("no namespaces")?;
+        namespaces.push(json!({"type": "user"}));
+        namespaces.push(json!({"type": "pid"}));
+        client.record(&spec).await?;
+        client.create(&spec, None, "").await?;
+        let holder = client.start().await?.pid;
+        let read = |file: &str| fs::read_to_string(format!("/proc/{holder}/{file}"));
+        assert_eq!(read("mountinfo")?.lines().count(), 1);
+        assert_eq!(fs::read_dir(format!("/proc/{holder}/root/"))?.count(), 0);
+        assert!(read("status")?.contains("\nUid:\t1100000\t"));
+        assert_eq!(read("environ")? + &read("cmdline")?, "mooring-pod\0");
+        client.stop().await?;
+        client.shutdown().await?;
+        client.forget().await?;
+    }
+    Ok(())
+}
+
 suite!(Settings::default();
     both: a_task_without_sandbox_joins_what_its_client_names;
     mooring: sysctls_of_a_specification_are_the_nodes_or_the_pods,
@@ -247,4 +275,5 @@ suite!(Settings::default();
         a_network_namespace_that_is_the_nodes_is_refused,
         namespaces_that_a_sandbox_cannot_join_by_path_are_refused,
         a_container_reaches_the_nodes_namespaces_by_no_path,
+        a_holder_in_a_user_namespace_of_its_making_sees_nothing_of_the_node,
         the_pods_cgroup_goes_with_the_last_of_the_containers_below_it);

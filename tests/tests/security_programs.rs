@@ -87,12 +87,10 @@ async fn containers_and_execs_inherit_nothing_but_their_streams(case: Case) -> R
 /// open.
 fn noting(at: &Path, notes: &Path, rest: &str) -> Result<()> {
     let notes = notes.display();
-    // Redirections of the shell itself would keep further descriptors open while it looks.
+    // In a subshell: redirecting, a shell keeps its own descriptors at further numbers.
     let script = format!(
-        "#!/bin/sh\nif [ ! -e '{notes}.fds' ]; then\n\
-         ls -l /proc/$$/fd >'{notes}.fds'\n\
-         tr '\\0' '\\n' </proc/$$/environ >'{notes}.env'\n\
-         fi\n{rest}\n"
+        "#!/bin/sh\n[ -e '{notes}.fds' ] || (ls -l /proc/$$/fd >'{notes}.fds'; \
+         tr '\\0' '\\n' </proc/$$/environ >'{notes}.env')\n{rest}\n"
     );
     // Never written while it may be run.
     let _ = fs::remove_file(at);
