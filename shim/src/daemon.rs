@@ -42,7 +42,7 @@ const BLOCKING_STACK: usize = 256 << 10;
 const BLOCKING_THREADS: usize = 16;
 const BLOCKING_IDLE: Duration = Duration::from_secs(1);
 /// How long the last answer may take to leave, and the last events.
-const LAST_ANSWER: Duration = Duration::from_millis(100);
+const LAST_ANSWER: Duration = Duration::from_secs(2);
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 /// How long it waits at its end for whoever has the lock of its state folder.
 const LAST_LOCK: Duration = Duration::from_secs(1);
