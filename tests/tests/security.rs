@@ -2,6 +2,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -147,7 +148,6 @@ async fn the_holder_has_nothing_and_may_do_nothing(case: Case) -> Result<()> {
         let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/mnt"));
         assert_ne!(namespace(&holder.to_string())?, namespace("self")?);
         // A process that is not dumpable is root's under /proc, whoever runs it.
-        use std::os::unix::fs::MetadataExt;
         assert_eq!(fs::metadata(format!("/proc/{holder}/fd"))?.uid(), 0);
         pod.end().await?;
     }
@@ -169,7 +169,7 @@ async fn the_pods_first_process_cannot_be_written_to(case: Case) -> Result<()> {
     pod.end().await
 }
 
-/// A pod of the node's PID namespace sees the shims, as it sees all processes; without SYS_PTRACE it sees no more.
+/// A pod of the node's PID namespace sees the shims, as it sees all processes; without `SYS_PTRACE` it sees no more.
 async fn a_container_among_the_nodes_processes_cannot_look_into_the_shim(case: Case) -> Result<()> {
     let secret = secret(&case)?;
     let pod = PodSpec::new(&case).pid(NamespaceMode::Node).run().await?;
@@ -432,7 +432,6 @@ async fn a_hostname_on_the_nodes_network_is_refused(case: Case) -> Result<()> {
 
 /// Everything of a pod that lies in a folder, with who may do what.
 fn open_to_others(at: &Path, reached: bool, found: &mut Vec<String>) -> Result<()> {
-    use std::os::unix::fs::MetadataExt;
     let stat = fs::symlink_metadata(at)?;
     if stat.is_symlink() {
         return Ok(());

@@ -26,14 +26,11 @@ async fn refused(
     let client = Client::new(case);
     client.record(spec).await?;
     let outcome = client.create(spec, options, netns).await;
-    let error = match outcome {
-        Err(error) => error,
-        Ok(()) => {
-            let _ = client.stop().await;
-            let _ = client.shutdown().await;
-            client.forget().await?;
-            panic!("it was created: {spec}");
-        }
+    let Err(error) = outcome else {
+        let _ = client.stop().await;
+        let _ = client.shutdown().await;
+        client.forget().await?;
+        panic!("it was created: {spec}");
     };
     assert_eq!(error.code(), Code::InvalidArgument, "{error}");
     assert!(error.message().contains(word), "{word} in {error}");
