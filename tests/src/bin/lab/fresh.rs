@@ -83,6 +83,9 @@ impl Fresh {
         ] {
             copy(&from, &self.at(to))?;
         }
+        // How this machine fetches packages: a proxy, whether a mirror may be older than it says.
+        let acquire = Command::new("apt-config").args(["dump", "Acquire"]).output()?;
+        fs::write(self.at("etc/apt/apt.conf.d/99machine"), acquire.stdout)?;
         let own = Path::new("/usr/local/share/ca-certificates");
         for entry in fs::read_dir(own).into_iter().flatten().flatten() {
             let to = self.at("usr/local/share/ca-certificates").join(entry.file_name());
