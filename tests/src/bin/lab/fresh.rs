@@ -85,7 +85,10 @@ impl Fresh {
         }
         // How this machine fetches packages: a proxy, whether a mirror may be older than it says.
         let acquire = Command::new("apt-config").args(["dump", "Acquire"]).output()?;
-        fs::write(self.at("etc/apt/apt.conf.d/99machine"), acquire.stdout)?;
+        let text = String::from_utf8(acquire.stdout)?;
+        let lines = text.lines().filter(|line| !line.starts_with("Acquire::IndexTargets"));
+        let lines: String = lines.flat_map(|line| [line, "\n"]).collect();
+        fs::write(self.at("etc/apt/apt.conf.d/99machine"), lines)?;
         let own = Path::new("/usr/local/share/ca-certificates");
         for entry in fs::read_dir(own).into_iter().flatten().flatten() {
             let to = self.at("usr/local/share/ca-certificates").join(entry.file_name());
