@@ -212,7 +212,7 @@ async fn a_profile_that_denies_signals_keeps_no_container(case: Case) -> Result<
     let pod = PodSpec::new(&case).run().await?;
     let container = pod.start(&deaf("main")).await?;
     is_deaf(&container).await?;
-    container.stop(1).await?;
+    container.stop(0).await?;
     ensure!(container.exited().await?.exit_code == 137);
     container.remove().await?;
     pod.end().await

@@ -23,7 +23,7 @@ use tokio::{task::AbortHandle, time::timeout};
 
 use super::{
     Ended, Error, Status,
-    process::{Life, Process},
+    process::{Life, Live, Process},
     publish,
 };
 use crate::events::Events;
@@ -97,11 +97,22 @@ impl Container {
         }
     }
 
+    /// Sends the init a signal. Where a security profile holds back even SIGKILL (AppArmor's `deny signal`), the kernel
+    /// is asked to end the whole group, for which it consults no profile.
+    pub(super) fn signal_init(&self, live: &Live, signal: Signal) -> Result<(), Error> {
+        match live.signal(signal) {
+            Err(error) if signal == Signal::KILL && error.is_denied() => {
+                self.cgroup.kill_all().map(drop).map_err(Error::from)
+            }
+            outcome => outcome,
+        }
+    }
+
     /// Sends SIGKILL to everything in the container.
     pub(super) fn kill_everything(&self) -> Result<(), Error> {
         let group = self.cgroup.kill_all();
         if let Some(live) = self.init.live() {
-            match live.signal(Signal::KILL) {
+            match self.signal_init(&live, Signal::KILL) {
                 Ok(()) | Err(Error::Finished) => {}
                 Err(error) => return Err(error),
             }

@@ -121,6 +121,11 @@ impl Error {
         move |source| Self::File { deed, path, source }
     }
 
+    /// Whether the kernel refused what was being done.
+    pub(super) fn is_denied(&self) -> bool {
+        matches!(self, Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     pub(super) fn state(task: &Id, what: impl Into<String>) -> Self {
         Self::State { task: task.clone(), what: what.into() }
     }

@@ -221,7 +221,11 @@ impl Container {
             }
         }
         let live = process.live().ok_or(Error::Finished)?;
-        live.signal(signal)?;
+        if exec_id.is_empty() {
+            self.signal_init(&live, signal)?;
+        } else {
+            live.signal(signal)?;
+        }
         self.thaw_for(signal);
         Ok(())
     }
@@ -269,7 +273,7 @@ impl Container {
             Life::Stopped(ended) => ended,
             Life::Created(live) => {
                 // Never started: nothing of the client's runs in it.
-                match live.signal(Signal::KILL) {
+                match self.signal_init(&live, Signal::KILL) {
                     Ok(()) | Err(Error::Finished) => {}
                     Err(error) => return Err(error),
                 }
