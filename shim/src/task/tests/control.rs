@@ -21,11 +21,12 @@ async fn a_signal_is_128_and_its_number() {
 
 #[tokio::test]
 async fn what_an_init_leaves_without_a_pid_namespace_dies_before_its_exit_is_told() {
-    let stage = Stage::new("sleep 1000 & exec sleep 0.3");
+    let stage = Stage::new("sleep 1000 & until [ -e /end ]; do sleep 0.05; done");
     let spec = fs::read_to_string(stage.bundle().join("config.json")).unwrap();
     stage.write(&serde_json::from_str(&spec.replace(r#"{"type":"pid"},"#, "")).unwrap());
     stage.run(Streams::default()).await;
     stage.exec("other", "exec sleep 1000", Streams::default()).await.unwrap();
+    fs::write(stage.bundle().join("rootfs/end"), "").unwrap();
     assert_eq!(stage.wait("").await.status, 0);
     let events = stage.events.all();
     let at = |event: &str| events.iter().position(|known| known == event).unwrap();
