@@ -12,20 +12,14 @@ pub enum Request {
     Start(Args),
     /// Clean up after a shim that is gone.
     Delete(Args),
-    /// Describe this runtime.
     Info(Args),
-    /// Print the version.
     Version,
 }
 
-/// The flags.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Args {
-    /// containerd's namespace.
     pub namespace: Option<Id>,
-    /// The sandbox or container.
     pub id: Option<Id>,
-    /// containerd's gRPC socket.
     pub address: PathBuf,
     /// The program that publishes events where there is no ttrpc address.
     pub publish_binary: PathBuf,
@@ -46,28 +40,17 @@ pub enum Error {
     NoValue(String),
     /// A flag that is either there or not has a value that is neither.
     #[error("flag -{flag}: {value:?} is neither true nor false")]
-    NoBoolean {
-        /// The flag.
-        flag: String,
-        /// Its value.
-        value: String,
-    },
+    NoBoolean { flag: String, value: String },
     /// A flag has a value that is no identifier.
     #[error("flag -{flag}: {source}")]
     Id {
-        /// The flag.
         flag: &'static str,
         /// What is wrong with it.
         source: InvalidId,
     },
     /// The action cannot be done without this flag.
     #[error("{action} needs the flag -{flag}")]
-    Missing {
-        /// The action.
-        action: &'static str,
-        /// The flag.
-        flag: &'static str,
-    },
+    Missing { action: &'static str, flag: &'static str },
     /// The text is no UTF-8.
     #[error("argument {0:?} is not valid UTF-8")]
     Encoding(OsString),

@@ -62,7 +62,6 @@ fn value(any: Any) -> AnyValue {
     AnyValue { type_url: any.type_url, value: any.value }
 }
 
-/// What standard input says.
 #[derive(Debug, Default, PartialEq)]
 pub struct Boot {
     pub options: Option<AnyValue>,

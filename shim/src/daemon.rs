@@ -53,8 +53,8 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// The daemon cannot serve.
 #[derive(Debug, Error)]
 enum Error {
-    #[error("{deed}: {source}")]
-    Io { deed: &'static str, source: io::Error },
+    #[error("{operation}: {source}")]
+    Io { operation: &'static str, source: io::Error },
     #[error(transparent)]
     Options(#[from] options::Error),
     #[error("enter the cgroup {path:?}: {source}")]
@@ -65,8 +65,8 @@ enum Error {
     Serve(#[from] containerd_shim_protos::ttrpc::Error),
 }
 
-fn io(deed: &'static str) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::Io { deed, source }
+fn io(operation: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { operation, source }
 }
 
 /// Serves until the pod is shut down. What goes wrong before it can serve is said to `say`.
@@ -113,18 +113,18 @@ fn set_up_and_serve(
         detach::enter_cgroup(cgroup)
             .map_err(|source| Error::Cgroup { path: cgroup.clone(), source })?;
     }
-    let word = Word::leave(&launch, options.shim())?;
+    let record = StateRecord::write(&launch, options.shim())?;
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
-            word.take_back();
+            record.remove();
             return Err(io("start the runtime")(error));
         }
     };
-    let word = Arc::new(word);
-    let result = runtime.block_on(serve(launch, options, listener, say, Arc::clone(&word)));
+    let record = Arc::new(record);
+    let result = runtime.block_on(serve(launch, options, listener, say, Arc::clone(&record)));
     if result.is_err() {
-        word.take_back();
+        record.remove();
     }
     // Dropping it would wait for whatever still sleeps in the kernel.
     std::mem::forget(runtime);
@@ -146,7 +146,7 @@ async fn serve(
     options: HandlerOptions,
     listener: UnixListener,
     say: &mut Option<File>,
-    word: Arc<Word>,
+    record: Arc<StateRecord>,
 ) -> Result<(), Error> {
     let reaper = Reaper::start().map_err(io("watch for ended children"))?;
     let publisher = Publisher::start(launch.ttrpc_address.clone(), &launch.namespace);
@@ -186,8 +186,8 @@ async fn serve(
         log::warn!("remove the socket {}: {error}", socket.display());
     }
     // Before the last answer: it is followed by `delete`, which takes what is there for its own.
-    if let Err(error) = tokio::task::spawn_blocking(move || word.take_back()).await {
-        log::warn!("take back the shim's record: {error}");
+    if let Err(error) = tokio::task::spawn_blocking(move || record.remove()).await {
+        log::warn!("remove the shim's record: {error}");
     }
     ending.last_answer().sent(LAST_ANSWER).await;
     let left = publisher.drain(LAST_EVENTS).await;
@@ -218,16 +218,16 @@ async fn end_with_bundle(bundle: PathBuf, services: services::Services, ending: 
     ending.begin();
 }
 
-/// What this process has left word of for `delete`, which knows no more than the name of the sandbox and perhaps its
+/// What is written down of this process for `delete`, which knows no more than the name of the sandbox and perhaps its
 /// bundle.
-struct Word {
+struct StateRecord {
     state_dir: PathBuf,
     record: DaemonRecord,
 }
 
-impl Word {
-    /// Leaves it. Blocks.
-    fn leave(launch: &Launch, options: &Options) -> Result<Self, Error> {
+impl StateRecord {
+    /// Blocks.
+    fn write(launch: &Launch, options: &Options) -> Result<Self, Error> {
         daemon_record::point_to(&launch.bundle, &options.state_root)
             .map_err(io("point to the state folder"))?;
         let record =
@@ -237,9 +237,9 @@ impl Word {
         Ok(Self { state_dir, record })
     }
 
-    /// Takes it back, with whatever is left in the state folder. Another shim of this name may have come already; what
+    /// Removes it, with whatever is left in the state folder. Another shim of this name may have come already; what
     /// is that one's stays. Blocks.
-    fn take_back(&self) {
+    fn remove(&self) {
         let removed = journal::lock(&self.state_dir, LAST_LOCK).and_then(|lock| match lock {
             Some(lock) => daemon_record::remove_folder(&self.state_dir, Some(&self.record), &lock),
             None => Ok(()),

@@ -11,21 +11,16 @@ pub const READY: &[u8] = b"ready";
 /// What the daemon must know about its start.
 #[derive(Debug)]
 pub struct Launch {
-    /// containerd's namespace.
     pub namespace: Id,
     /// The sandbox, or the container where there is no sandbox.
     pub id: Id,
-    /// The bundle.
     pub bundle: PathBuf,
     /// The socket that this shim listens on.
     pub socket: PathBuf,
-    /// containerd's gRPC socket.
     pub grpc_address: PathBuf,
     /// containerd's ttrpc socket, where events go.
     pub ttrpc_address: PathBuf,
-    /// The runtime's options.
     pub options: Option<AnyValue>,
-    /// What is logged.
     pub level: LevelFilter,
     /// Whether the start was asked for by bootstrap parameters, as containerd does from 2.3 on.
     pub bootstrap: bool,

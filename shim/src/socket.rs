@@ -31,19 +31,15 @@ pub enum Error {
     /// The path is longer than a socket's may be.
     #[error("socket path {path} is longer than {LONGEST} bytes", path = .0.display())]
     TooLong(PathBuf),
-    /// The kernel refused.
-    #[error("{deed} {path}: {source}", path = path.display())]
+    #[error("{operation} {path}: {source}", path = path.display())]
     Io {
-        /// What was being done.
-        deed: &'static str,
+        operation: &'static str,
         /// What it was done to.
         path: PathBuf,
-        /// What the kernel said.
         source: io::Error,
     },
 }
 
-/// Who serves an address.
 #[derive(Debug)]
 pub enum Bound {
     /// A shim is there already and takes connections.
@@ -75,9 +71,9 @@ pub fn bind(path: &Path) -> Result<Bound, Error> {
         return Err(Error::TooLong(path.into()));
     }
     let folder = path.parent().unwrap_or(Path::new("/"));
-    let failed = |deed, path: &Path| {
+    let failed = |operation, path: &Path| {
         let path = path.to_owned();
-        move |source| Error::Io { deed, path, source }
+        move |source| Error::Io { operation, path, source }
     };
     fs::DirBuilder::new()
         .recursive(true)

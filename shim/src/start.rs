@@ -41,7 +41,6 @@ pub enum Error {
     /// A file of the bundle names something that is no identifier.
     #[error("{place}: {source}")]
     Group {
-        /// Where the name stands.
         place: String,
         /// What is wrong with it.
         source: InvalidId,
@@ -49,7 +48,6 @@ pub enum Error {
     /// A file of the bundle cannot be read.
     #[error("read {path}: {source}", path = path.display())]
     Bundle {
-        /// The file.
         path: PathBuf,
         /// What is wrong with it.
         source: io::Error,
@@ -61,13 +59,8 @@ pub enum Error {
     #[error(transparent)]
     Socket(#[from] socket::Error),
     /// The kernel refused a process.
-    #[error("{deed}: {source}")]
-    Fork {
-        /// What was being done.
-        deed: &'static str,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    #[error("{operation}: {source}")]
+    Fork { operation: &'static str, source: io::Error },
     /// The daemon could not set itself up.
     #[error("{0}")]
     Daemon(String),
@@ -133,7 +126,8 @@ pub fn run(args: Args) -> Result<Vec<u8>, Error> {
 /// It is the daemon that makes the socket: containerd may kill this process at any moment, when its client loses
 /// patience, and nobody would remove the socket then.
 fn become_two(launch: Launch) -> Result<(), Error> {
-    let failed = |deed| move |errno: nix::Error| Error::Fork { deed, source: errno.into() };
+    let failed =
+        |operation| move |errno: nix::Error| Error::Fork { operation, source: errno.into() };
     let (heard, say) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(failed("make a pipe"))?;
     let parent_score = detach::oom_score_of_parent();
     // SAFETY: this process has a single thread, so the child finds every lock free and the heap whole.
@@ -142,8 +136,8 @@ fn become_two(launch: Launch) -> Result<(), Error> {
             drop(heard);
             match socket::bind(&launch.socket) {
                 Ok(Bound::Ours(listener)) => daemon::run(launch, listener, say, parent_score),
-                Ok(Bound::Served) => leave_with(say, READY, 0),
-                Err(error) => leave_with(say, error.to_string().as_bytes(), 1),
+                Ok(Bound::Served) => exit_saying(say, READY, 0),
+                Err(error) => exit_saying(say, error.to_string().as_bytes(), 1),
             }
         }
         ForkResult::Parent { child } => {
@@ -162,10 +156,10 @@ fn become_two(launch: Launch) -> Result<(), Error> {
     }
 }
 
-/// Ends the forked process with a last word to the one that it was forked from.
-fn leave_with(say: OwnedFd, word: &[u8], code: i32) -> ! {
+/// Ends the forked process, telling the one that it was forked from how it went.
+fn exit_saying(say: OwnedFd, text: &[u8], code: i32) -> ! {
     // When that one is gone there is nobody to tell.
-    let _ = fs::File::from(say).write_all(word);
+    let _ = fs::File::from(say).write_all(text);
     std::process::exit(code)
 }
 

@@ -19,7 +19,6 @@ const PLACE: &str = "the handler's options";
 pub struct AnyValue {
     /// The type, possibly with a host before the last slash.
     pub type_url: String,
-    /// The encoded message.
     pub value: Vec<u8>,
 }
 

@@ -30,7 +30,6 @@ const KILLED: Duration = Duration::from_secs(2);
 /// What a child printed, and how it ended.
 #[derive(Debug)]
 pub struct Output {
-    /// How it ended.
     pub exit: Exit,
     /// Its standard output, at most 4 MiB.
     pub stdout: Vec<u8>,
@@ -81,24 +80,12 @@ impl Drop for Group {
 pub enum Failure {
     /// It could not be started.
     #[error("start {program}: {source}")]
-    Start {
-        /// The program's path.
-        program: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// Its pipes broke.
+    Start { program: String, source: io::Error },
     #[error("talk to {program}: {source}")]
-    Talk {
-        /// The program's path.
-        program: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    Talk { program: String, source: io::Error },
     /// It did not end in time; it and its process group were killed.
     #[error("{program} did not end in time and was killed")]
     Deadline {
-        /// The program's path.
         program: String,
         /// What it had printed on standard error by then.
         stderr: Vec<u8>,

@@ -21,11 +21,9 @@ use tokio::{
 /// How and when a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
-    /// The process's id.
     pub pid: i32,
     /// Its exit code, or 128 + the signal that killed it.
     pub status: i32,
-    /// When it was reaped.
     pub at: SystemTime,
 }
 
@@ -135,7 +133,6 @@ pub struct Exited {
 }
 
 impl Exited {
-    /// The child's process id.
     pub fn pid(&self) -> i32 {
         self.pid
     }
@@ -145,7 +142,6 @@ impl Exited {
         *self.exit.borrow()
     }
 
-    /// Waits for the exit.
     pub async fn wait(&mut self) -> Exit {
         match self.exit.wait_for(Option::is_some).await {
             Ok(exit) => exit.unwrap_or_else(|| lost(self.pid)),

@@ -11,7 +11,6 @@ use containerd_shim_protos::{
 };
 use mooring::{mounts::Mount, options::AnyValue};
 
-/// A time.
 pub fn timestamp(at: SystemTime) -> MessageField<Timestamp> {
     MessageField::some(at.into())
 }

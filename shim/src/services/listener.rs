@@ -58,7 +58,6 @@ impl LastAnswer {
 pub struct Incoming<F> {
     listener: UnixListener,
     last: Arc<LastAnswer>,
-    /// Called for every connection.
     arrived: F,
     pause: Option<Pin<Box<Sleep>>>,
 }
@@ -96,7 +95,6 @@ impl<F: FnMut() + Unpin> Stream for Incoming<F> {
     }
 }
 
-/// One connection.
 pub struct Watched {
     stream: UnixStream,
     frames: Frames,

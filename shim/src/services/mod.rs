@@ -46,7 +46,6 @@ impl Ending {
         self.begin.notify_one();
     }
 
-    /// Ends the process now.
     pub fn begin(&self) {
         self.begin.notify_one();
     }

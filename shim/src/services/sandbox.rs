@@ -57,12 +57,12 @@ impl SandboxService {
     }
 
     /// Whether `id` is this shim's sandbox; nobody else's may be touched.
-    fn check(&self, deed: &str, id: &str) -> ttrpc::Result<()> {
+    fn check(&self, call: &str, id: &str) -> ttrpc::Result<()> {
         let ours = self.sandbox.id().as_str();
         if id == ours {
             return Ok(());
         }
-        let reason = format!("{deed} sandbox {id:?}: this is the shim of {ours:?}");
+        let reason = format!("{call} sandbox {id:?}: this is the shim of {ours:?}");
         Err(answer(Code::NotFound, reason))
     }
 
@@ -80,12 +80,12 @@ impl SandboxService {
         task::metrics::read(&cgroup::Hierarchies::read()?.group(&path)?)
     }
 
-    /// The error of `deed`, worded for the client.
-    fn failed(&self, deed: &'static str) -> impl FnOnce(sandbox::Error) -> ttrpc::Error + use<> {
+    /// The error of `call`, worded for the client.
+    fn failed(&self, call: &'static str) -> impl FnOnce(sandbox::Error) -> ttrpc::Error + use<> {
         let id = self.sandbox.id().clone();
         move |error| {
-            log::error!("{deed} sandbox {:?}: {error}", id.as_str());
-            status(deed, "sandbox", id.as_str(), &error)
+            log::error!("{call} sandbox {:?}: {error}", id.as_str());
+            status(call, "sandbox", id.as_str(), &error)
         }
     }
 }

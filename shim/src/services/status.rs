@@ -8,9 +8,9 @@ use containerd_shim_protos::{
 };
 use mooring::error::{Code, Coded};
 
-/// The error of doing `deed` to `kind` `id`: `create sandbox "ID": …`.
-pub fn status<E: Coded + Display>(deed: &str, kind: &str, id: &str, error: &E) -> ttrpc::Error {
-    answer(error.code(), format!("{deed} {kind} {id:?}: {error}"))
+/// The error of `call` on `kind` `id`: `create sandbox "ID": …`.
+pub fn status<E: Coded + Display>(call: &str, kind: &str, id: &str, error: &E) -> ttrpc::Error {
+    answer(error.code(), format!("{call} {kind} {id:?}: {error}"))
 }
 
 /// An error of class `code`.

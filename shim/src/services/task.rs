@@ -73,10 +73,10 @@ impl TaskService {
     }
 }
 
-/// What is done to which task, for errors.
-struct Deed<'a>(&'static str, &'a str);
+/// What was called for which task, for errors.
+struct Call<'a>(&'static str, &'a str);
 
-impl Deed<'_> {
+impl Call<'_> {
     fn failed<E: Coded + std::fmt::Display>(&self, error: &E) -> ttrpc::Error {
         let error = status(self.0, "task", self.1, error);
         // What is gone already is everyday.
@@ -96,10 +96,10 @@ impl Service for TaskService {
         _: &TtrpcContext,
         request: CreateTaskRequest,
     ) -> ttrpc::Result<CreateTaskResponse> {
-        let deed = Deed("create", &request.id);
+        let call = Call("create", &request.id);
         let runtime = self.runtime(request.options.into_option().map(value).as_ref());
         let create = CreateRequest {
-            id: Id::new(&request.id).map_err(|e| deed.failed(&e))?,
+            id: Id::new(&request.id).map_err(|e| call.failed(&e))?,
             bundle: request.bundle.into(),
             rootfs: request.rootfs.into_iter().map(mount).collect(),
             streams: Streams {
@@ -109,22 +109,22 @@ impl Service for TaskService {
                 terminal: request.terminal,
             },
             checkpoint: request.checkpoint,
-            runtime: runtime.map_err(|error| deed.failed(&error))?,
+            runtime: runtime.map_err(|error| call.failed(&error))?,
         };
-        let pid = self.tasks.create(create).await.map_err(|error| deed.failed(&error))?;
+        let pid = self.tasks.create(create).await.map_err(|error| call.failed(&error))?;
         Ok(CreateTaskResponse { pid, ..CreateTaskResponse::default() })
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
-        let deed = Deed("start", &request.id);
+        let call = Call("start", &request.id);
         let pid =
-            self.tasks.start(&request.id, &request.exec_id).await.map_err(|e| deed.failed(&e))?;
+            self.tasks.start(&request.id, &request.exec_id).await.map_err(|e| call.failed(&e))?;
         Ok(StartResponse { pid, ..StartResponse::default() })
     }
 
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
-        let deed = Deed("state of", &request.id);
-        let state = self.tasks.state(&request.id, &request.exec_id).map_err(|e| deed.failed(&e))?;
+        let call = Call("state of", &request.id);
+        let state = self.tasks.state(&request.id, &request.exec_id).map_err(|e| call.failed(&e))?;
         let status = match state.status {
             Status::Created => WireStatus::CREATED,
             Status::Running => WireStatus::RUNNING,
@@ -153,9 +153,9 @@ impl Service for TaskService {
         _: &TtrpcContext,
         request: DeleteRequest,
     ) -> ttrpc::Result<DeleteResponse> {
-        let deed = Deed("delete", &request.id);
+        let call = Call("delete", &request.id);
         let ended =
-            self.tasks.delete(&request.id, &request.exec_id).await.map_err(|e| deed.failed(&e))?;
+            self.tasks.delete(&request.id, &request.exec_id).await.map_err(|e| call.failed(&e))?;
         Ok(DeleteResponse {
             pid: ended.pid,
             exit_status: ended.status,
@@ -165,7 +165,7 @@ impl Service for TaskService {
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
-        let deed = Deed("processes of", &request.id);
+        let call = Call("processes of", &request.id);
         let members = match self.tasks.pids(&request.id) {
             // After its own restart containerd asks for the sandbox too, and complains of an error.
             Err(Error::NoTask(id))
@@ -178,7 +178,7 @@ impl Service for TaskService {
             Err(Error::Ended { init, .. }) if !self.bootstrap => {
                 vec![Member { pid: init, exec_id: None }]
             }
-            members => members.map_err(|e| deed.failed(&e))?,
+            members => members.map_err(|e| call.failed(&e))?,
         };
         let info = |exec: Id| {
             let details = ProcessDetails { exec_id: exec.into(), ..ProcessDetails::default() };
@@ -196,14 +196,14 @@ impl Service for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
-        let deed = Deed("pause", &request.id);
-        self.tasks.pause(&request.id).await.map_err(|e| deed.failed(&e))?;
+        let call = Call("pause", &request.id);
+        self.tasks.pause(&request.id).await.map_err(|e| call.failed(&e))?;
         Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
-        let deed = Deed("resume", &request.id);
-        self.tasks.resume(&request.id).await.map_err(|e| deed.failed(&e))?;
+        let call = Call("resume", &request.id);
+        self.tasks.resume(&request.id).await.map_err(|e| call.failed(&e))?;
         Ok(Empty::new())
     }
 
@@ -217,18 +217,18 @@ impl Service for TaskService {
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
-        let deed = Deed("kill", &request.id);
+        let call = Call("kill", &request.id);
         self.tasks
             .kill(&request.id, &request.exec_id, request.signal, request.all)
-            .map_err(|e| deed.failed(&e))?;
+            .map_err(|e| call.failed(&e))?;
         Ok(Empty::new())
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
-        let deed = Deed("exec in", &request.id);
+        let call = Call("exec in", &request.id);
         let exec = ExecRequest {
-            id: Id::new(&request.id).map_err(|e| deed.failed(&e))?,
-            exec_id: Id::new(request.exec_id).map_err(|e| deed.failed(&e))?,
+            id: Id::new(&request.id).map_err(|e| call.failed(&e))?,
+            exec_id: Id::new(request.exec_id).map_err(|e| call.failed(&e))?,
             streams: Streams {
                 stdin: request.stdin,
                 stdout: request.stdout,
@@ -237,7 +237,7 @@ impl Service for TaskService {
             },
             process: request.spec.into_option().unwrap_or_default().value,
         };
-        self.tasks.exec(exec).map_err(|e| deed.failed(&e))?;
+        self.tasks.exec(exec).map_err(|e| call.failed(&e))?;
         Ok(Empty::new())
     }
 
@@ -246,32 +246,32 @@ impl Service for TaskService {
         _: &TtrpcContext,
         request: ResizePtyRequest,
     ) -> ttrpc::Result<Empty> {
-        let deed = Deed("resize the terminal of", &request.id);
+        let call = Call("resize the terminal of", &request.id);
         self.tasks
             .resize_pty(&request.id, &request.exec_id, request.width, request.height)
-            .map_err(|e| deed.failed(&e))?;
+            .map_err(|e| call.failed(&e))?;
         Ok(Empty::new())
     }
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
-        let deed = Deed("close the input of", &request.id);
+        let call = Call("close the input of", &request.id);
         if request.stdin {
-            self.tasks.close_io(&request.id, &request.exec_id).map_err(|e| deed.failed(&e))?;
+            self.tasks.close_io(&request.id, &request.exec_id).map_err(|e| call.failed(&e))?;
         }
         Ok(Empty::new())
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        let deed = Deed("update", &request.id);
+        let call = Call("update", &request.id);
         let resources = request.resources.into_option().unwrap_or_default().value;
-        self.tasks.update(&request.id, resources).await.map_err(|e| deed.failed(&e))?;
+        self.tasks.update(&request.id, resources).await.map_err(|e| call.failed(&e))?;
         Ok(Empty::new())
     }
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
-        let deed = Deed("wait for", &request.id);
+        let call = Call("wait for", &request.id);
         let ended =
-            self.tasks.wait(&request.id, &request.exec_id).await.map_err(|e| deed.failed(&e))?;
+            self.tasks.wait(&request.id, &request.exec_id).await.map_err(|e| call.failed(&e))?;
         Ok(WaitResponse {
             exit_status: ended.status,
             exited_at: timestamp(ended.at),
@@ -280,8 +280,8 @@ impl Service for TaskService {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        let deed = Deed("statistics of", &request.id);
-        let stats = self.tasks.stats(&request.id).map_err(|e| deed.failed(&e))?;
+        let call = Call("statistics of", &request.id);
+        let stats = self.tasks.stats(&request.id).map_err(|e| call.failed(&e))?;
         Ok(StatsResponse { stats: MessageField::some(stats), ..StatsResponse::default() })
     }
 
@@ -290,7 +290,7 @@ impl Service for TaskService {
         _: &TtrpcContext,
         request: ConnectRequest,
     ) -> ttrpc::Result<ConnectResponse> {
-        let deed = Deed("connect to", &request.id);
+        let call = Call("connect to", &request.id);
         // A containerd that has died while it had a container created asks for it when it is back. One that it does
         // not find it has deleted, and the creation would go on behind its back.
         self.tasks.settled(&request.id).await;
@@ -298,7 +298,7 @@ impl Service for TaskService {
             Ok(pid) => pid,
             // After its own restart containerd asks for the sandbox as if it were a task. An empty id asks for the shim.
             Err(_) if request.id.is_empty() || request.id == self.sandbox.id().as_str() => 0,
-            Err(error) => return Err(deed.failed(&error)),
+            Err(error) => return Err(call.failed(&error)),
         };
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
