@@ -136,7 +136,7 @@ impl Drop for Daemon {
 }
 
 fn soon() -> ttrpc::context::Context {
-    with_duration(Duration::from_secs(10))
+    with_duration(Duration::from_secs(30))
 }
 
 fn code<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> Code {
@@ -190,7 +190,7 @@ fn a_daemon_that_was_killed_is_replaced() {
     let bundle = Bundle::new("killed");
     let first = bundle.start();
     kill(first.pid, Signal::SIGKILL).unwrap();
-    assert!(first.ends_within(Duration::from_secs(5)));
+    assert!(first.ends_within(Duration::from_secs(30)));
     assert!(first.socket.exists());
     let second = bundle.start();
     assert_ne!(first.pid, second.pid);
@@ -213,14 +213,20 @@ fn what_containerd_asks_after_its_own_restart_is_answered() {
     assert_eq!(code(sandbox.platform(soon(), &platform("other"))), Code::NOT_FOUND);
 }
 
+/// A wait that is built in makes every end late; on a busy machine any single one may be.
 #[test]
 fn shutdown_is_answered_then_nothing_is_left() {
-    let bundle = Bundle::new("ends");
-    let daemon = bundle.start();
-    let request = ShutdownRequest { id: "ends".into(), ..ShutdownRequest::default() };
-    daemon.task.shutdown(soon(), &request).unwrap();
-    assert!(daemon.ends_within(Duration::from_millis(90)), "waited for nothing");
-    assert!(is_empty(&bundle.sockets()) && is_empty(&bundle.state()));
+    let at_once = (0..20).any(|_| {
+        let bundle = Bundle::new("ends");
+        let daemon = bundle.start();
+        let request = ShutdownRequest { id: "ends".into(), ..ShutdownRequest::default() };
+        daemon.task.shutdown(soon(), &request).unwrap();
+        let answered = Instant::now();
+        assert!(daemon.ends_within(Duration::from_secs(10)));
+        assert!(is_empty(&bundle.sockets()) && is_empty(&bundle.state()));
+        answered.elapsed() < Duration::from_millis(90)
+    });
+    assert!(at_once, "waited for nothing");
 }
 
 #[test]
@@ -261,7 +267,7 @@ fn a_signal_ends_a_daemon_that_holds_nothing() {
     let bundle = Bundle::new("signal");
     let daemon = bundle.start();
     kill(daemon.pid, Signal::SIGTERM).unwrap();
-    assert!(daemon.ends_within(Duration::from_secs(5)));
+    assert!(daemon.ends_within(Duration::from_secs(30)));
     assert!(!daemon.socket.exists() && is_empty(&bundle.state()));
 }
 
@@ -289,7 +295,7 @@ fn a_container_of_a_sandbox_is_sent_to_the_sandboxs_shim() {
     assert_eq!(answer.address, format!("unix://{}", daemon.socket.display()));
 
     kill(daemon.pid, Signal::SIGKILL).unwrap();
-    assert!(daemon.ends_within(Duration::from_secs(5)));
+    assert!(daemon.ends_within(Duration::from_secs(30)));
     let answer = container.start_with(&container.params(None));
     assert_eq!(answer.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&answer.stderr).contains("sandbox \"pod\""));
