@@ -19,7 +19,9 @@ use containerd_shim_protos::{
     },
     bootstrap_api::{BootstrapParams, BootstrapResult, Extension},
     protobuf::{Message, MessageField, well_known_types::any::Any},
-    sandbox_api::{PlatformRequest, StartSandboxRequest},
+    sandbox_api::{
+        CreateSandboxRequest, PlatformRequest, ShutdownSandboxRequest, StartSandboxRequest,
+    },
     sandbox_sync::SandboxClient,
     ttrpc::{self, Client, Code, context::with_duration},
 };
@@ -227,6 +229,52 @@ fn shutdown_is_answered_then_nothing_is_left() {
         answered.elapsed() < Duration::from_millis(90)
     });
     assert!(at_once, "waited for nothing");
+}
+
+#[test]
+fn a_started_sandbox_is_described_by_an_oci_specification() {
+    let bundle = Bundle::new("described");
+    // On the node's network, so that nothing of the node's is needed.
+    let given =
+        r#"{"ociVersion":"1.0.2","annotations":{"a":"b"},"linux":{"namespaces":[{"type":"ipc"}]}}"#;
+    fs::write(bundle.folder.path().join("config.json"), given).unwrap();
+    let daemon = bundle.start();
+    let sandbox = SandboxClient::new(daemon.client.clone());
+    let create = CreateSandboxRequest {
+        sandbox_id: "described".into(),
+        bundle_path: bundle.folder.path().display().to_string(),
+        ..CreateSandboxRequest::default()
+    };
+    sandbox.create_sandbox(soon(), &create).unwrap();
+    let start =
+        StartSandboxRequest { sandbox_id: "described".into(), ..StartSandboxRequest::default() };
+    let started = sandbox.start_sandbox(soon(), &start).unwrap();
+    assert_eq!(started.spec.type_url, "types.containerd.io/opencontainers/runtime-spec/1/Spec");
+    let spec: serde_json::Value = serde_json::from_slice(&started.spec.value).unwrap();
+    let ipc = format!("/proc/{}/ns/ipc", started.pid);
+    assert_eq!(spec["linux"]["namespaces"], serde_json::json!([{"type": "ipc", "path": ipc}]));
+    assert!(Path::new(&ipc).exists());
+    assert_eq!(spec["annotations"]["a"], "b");
+    let mounts = spec["mounts"].as_array().unwrap();
+    for mount in mounts {
+        assert!(Path::new(mount["source"].as_str().unwrap()).exists(), "{mount}");
+    }
+    assert!(mounts.iter().any(|mount| mount["destination"] == "/dev/shm"));
+    // After its own restart containerd asks these two of a sandbox, and warns of an error.
+    let pids = PidsRequest { id: "described".into(), ..PidsRequest::default() };
+    let pids = daemon.task.pids(soon(), &pids).unwrap();
+    let pids: Vec<u32> = pids.processes.iter().map(|process| process.pid).collect();
+    assert_eq!(pids, [started.pid]);
+    let shutdown = ShutdownRequest { id: "gone".into(), ..ShutdownRequest::default() };
+    daemon.task.shutdown(soon(), &shutdown).unwrap();
+    assert!(!daemon.ends_within(Duration::from_millis(300)), "it holds a sandbox");
+    let end = ShutdownSandboxRequest {
+        sandbox_id: "described".into(),
+        ..ShutdownSandboxRequest::default()
+    };
+    sandbox.shutdown_sandbox(soon(), &end).unwrap();
+    assert!(daemon.ends_within(Duration::from_secs(5)));
+    assert!(is_empty(&bundle.sockets()) && is_empty(&bundle.state()));
 }
 
 #[test]

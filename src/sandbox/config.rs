@@ -465,6 +465,20 @@ fn quantity(text: &str) -> Option<u64> {
     Some(value.ceil() as u64)
 }
 
+fn resources(all: &cri::LinuxContainerResources) -> serde_json::Value {
+    serde_json::json!({
+        "cpu_period": all.cpu_period,
+        "cpu_quota": all.cpu_quota,
+        "cpu_shares": all.cpu_shares,
+        "cpuset_cpus": all.cpuset_cpus,
+        "cpuset_mems": all.cpuset_mems,
+        "memory_limit_in_bytes": all.memory_limit_in_bytes,
+        "memory_swap_limit_in_bytes": all.memory_swap_limit_in_bytes,
+        "oom_score_adj": all.oom_score_adj,
+        "unified": all.unified,
+    })
+}
+
 /// What the verbose status shows of a CRI configuration, in CRI's own JSON names.
 fn original_of(config: &cri::PodSandboxConfig) -> serde_json::Value {
     let metadata = config.metadata.clone().unwrap_or_default();
@@ -480,6 +494,8 @@ fn original_of(config: &cri::PodSandboxConfig) -> serde_json::Value {
         "linux": {
             "cgroup_parent": config.linux.as_ref().map(|l| l.cgroup_parent.clone()).unwrap_or_default(),
             "sysctls": config.linux.as_ref().map(|l| l.sysctls.clone()).unwrap_or_default(),
+            "resources": config.linux.as_ref().and_then(|l| l.resources.as_ref()).map(resources),
+            "overhead": config.linux.as_ref().and_then(|l| l.overhead.as_ref()).map(resources),
         },
     })
 }

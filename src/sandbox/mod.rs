@@ -9,6 +9,7 @@ pub mod daemon_record;
 mod door;
 mod error;
 mod namespaces;
+mod pod_spec;
 mod prepare;
 mod progress;
 pub mod recover;

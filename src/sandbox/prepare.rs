@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{Error, Pod, Sandbox, State, blocking, config::Scope, namespaces};
+use super::{
+    Error, Pod, Sandbox, State, blocking, config::Scope, namespaces, pod_spec::oci_mappings,
+};
 use crate::{
     id::Id,
     mounts::{
@@ -78,14 +80,9 @@ fn join_namespaces(document: &mut Value, pod: &Pod, pid: u32) {
         if !namespaces.iter().any(|namespace| namespace.get("type") == Some(&json!("user"))) {
             namespaces.push(json!({"type": "user", "path": format!("/proc/{pid}/ns/user")}));
         }
-        let map = |all: &[super::config::IdMapping]| -> Value {
-            all.iter()
-                .map(|m| json!({"containerID": m.container_id, "hostID": m.host_id, "size": m.length}))
-                .collect()
-        };
         if let Some(linux) = document.pointer_mut("/linux").and_then(Value::as_object_mut) {
-            linux.entry("uidMappings").or_insert_with(|| map(uids));
-            linux.entry("gidMappings").or_insert_with(|| map(gids));
+            linux.entry("uidMappings").or_insert_with(|| oci_mappings(uids));
+            linux.entry("gidMappings").or_insert_with(|| oci_mappings(gids));
         }
     }
     if joined_uts && let Some(spec) = document.as_object_mut() {

@@ -309,6 +309,6 @@ fn wanted(pod: &Pod, net: Net) -> Wanted {
     }
 }
 
-fn node_name() -> String {
+pub(super) fn node_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
 }

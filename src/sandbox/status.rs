@@ -67,7 +67,7 @@ impl Sandbox {
                 "snapshotter": "",
                 "runtimeType": "io.containerd.mooring.v1",
                 "config": pod.config.original,
-                "runtimeSpec": null,
+                "runtimeSpec": self.spec().unwrap_or_default(),
                 "annotations": pod.annotations,
                 "bundle": pod.bundle,
                 "networks": attachment,

@@ -344,8 +344,28 @@ async fn a_mooring_pod_has_no_pause_process(case: Case) -> Result<()> {
     pod.end().await
 }
 
+async fn the_verbose_status_has_the_pods_specification(case: Case) -> Result<()> {
+    let pod = PodSpec::new(&case).sysctl("net.ipv4.ip_forward", "1").run().await?;
+    let (_, info) = pod.verbose_status().await?;
+    let info: serde_json::Value = serde_json::from_str(&info["info"])?;
+    let spec = &info["runtimeSpec"];
+    let namespaces = spec["linux"]["namespaces"].as_array().expect("a list").clone();
+    let network = namespaces.iter().find(|one| one["type"] == "network").expect("a network");
+    let path = network["path"].as_str().expect("a path");
+    assert!(std::path::Path::new(path).exists(), "{path}");
+    assert_eq!(spec["annotations"]["io.kubernetes.cri.sandbox-id"], pod.id.as_str());
+    assert_eq!(spec["annotations"]["io.kubernetes.cri.container-type"], "sandbox");
+    assert_eq!(spec["linux"]["sysctl"]["net.ipv4.ip_forward"], "1");
+    assert_eq!(spec["hostname"], pod.spec.config.hostname.as_str());
+    let parent = pod.spec.config.linux.as_ref().expect("Linux").cgroup_parent.as_str();
+    let group = spec["linux"]["cgroupsPath"].as_str().unwrap_or_default();
+    assert!(group.starts_with(parent), "{group}");
+    pod.end().await
+}
+
 suite!(Settings::default();
-    both: two_containers_share_network_ipc_and_hostname,
+    both: the_verbose_status_has_the_pods_specification,
+        two_containers_share_network_ipc_and_hostname,
         a_container_that_starts_again_joins_the_same_pod,
         a_shared_pid_namespace_shows_all_processes_of_the_pod,
         a_container_with_its_own_pid_namespace_is_process_1,

@@ -36,6 +36,8 @@ use crate::task::{self, PodError};
 /// CRI's words for the state of a sandbox.
 const READY: &str = "SANDBOX_READY";
 const NOT_READY: &str = "SANDBOX_NOTREADY";
+/// The type of a specification, which is JSON.
+const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 /// How long before a call's deadline its answer is given.
 const LAST_WORD: Duration = Duration::from_millis(50);
 
@@ -64,6 +66,20 @@ impl SandboxService {
         }
         let reason = format!("{call} sandbox {id:?}: this is the shim of {ours:?}");
         Err(answer(Code::NotFound, reason))
+    }
+
+    /// The pod as an OCI specification. Its absence costs NRI plugins their sight, and no pod its life.
+    fn spec(&self) -> Option<Any> {
+        match self.sandbox.spec() {
+            Ok(spec) => {
+                let value = spec.to_string().into_bytes();
+                Some(Any { type_url: SPEC.into(), value, ..Any::default() })
+            }
+            Err(error) => {
+                log::warn!("describe sandbox {:?}: {error}", self.sandbox.id().as_str());
+                None
+            }
+        }
     }
 
     /// What the pod's cgroup has used.
@@ -121,6 +137,7 @@ impl Service for SandboxService {
         Ok(StartSandboxResponse {
             pid: started.pid,
             created_at: timestamp(started.created_at),
+            spec: self.spec().into(),
             ..StartSandboxResponse::default()
         })
     }
