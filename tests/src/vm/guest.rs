@@ -16,7 +16,7 @@ use crate::systemd;
 
 const PAYLOAD: &str = "/payload";
 /// Emulation is that much slower than the machines that the tests' limits were made for.
-const SLOWER: &str = "6";
+const SLOWER: &str = "12";
 const MODULES: [&str; 14] = [
     "overlay",
     "erofs",
