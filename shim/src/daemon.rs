@@ -41,7 +41,7 @@ use crate::{
 const BLOCKING_STACK: usize = 256 << 10;
 const BLOCKING_THREADS: usize = 16;
 const BLOCKING_IDLE: Duration = Duration::from_secs(1);
-/// How long the last answer may take to leave, and the last events.
+/// How long the last answer may take to leave and be taken, and how long the last events.
 const LAST_ANSWER: Duration = Duration::from_secs(2);
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 /// How long it waits at its end for whoever has the lock of its state folder.

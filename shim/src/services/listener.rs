@@ -31,6 +31,8 @@ pub struct LastAnswer {
     /// The stream that it belongs to; no client uses 0.
     stream: AtomicU32,
     sent: Notify,
+    /// The client that got it has closed its connection.
+    taken: Notify,
 }
 
 impl LastAnswer {
@@ -39,18 +41,29 @@ impl LastAnswer {
         self.stream.store(stream, Ordering::Relaxed);
     }
 
-    /// Waits until it is sent, if one is expected, at most for `limit`: a client that is gone takes no answer.
+    /// Waits until it is sent, if one is expected, and its client has closed the connection, as containerd does then. At
+    /// most for `limit`: a client that is gone takes no answer, and another may never close.
+    ///
+    /// A Go client whose connection ends before it has looked at the answer may take the end for the outcome: its call
+    /// fails although it was answered.
     pub async fn sent(&self, limit: Duration) {
         if self.stream.load(Ordering::Relaxed) == 0 {
             return;
         }
-        let _ = timeout(limit, self.sent.notified()).await;
+        let taken = async {
+            self.sent.notified().await;
+            self.taken.notified().await;
+        };
+        let _ = timeout(limit, taken).await;
     }
 
-    fn frame(&self, stream: u32) {
-        if stream != 0 && self.stream.load(Ordering::Relaxed) == stream {
+    /// Whether a frame of `stream` that was sent just now is the last answer.
+    fn frame(&self, stream: u32) -> bool {
+        let last = stream != 0 && self.stream.load(Ordering::Relaxed) == stream;
+        if last {
             self.sent.notify_one();
         }
+        last
     }
 }
 
@@ -81,9 +94,8 @@ impl<F: FnMut() + Unpin> Stream for Incoming<F> {
             match ready!(self.listener.poll_accept(cx)) {
                 Ok((stream, _)) => {
                     (self.arrived)();
-                    let watched =
-                        Watched { stream, frames: Frames::default(), last: Arc::clone(&self.last) };
-                    return Poll::Ready(Some(Ok(watched)));
+                    let last = Arc::clone(&self.last);
+                    return Poll::Ready(Some(Ok(Watched::new(stream, last))));
                 }
                 // Too many open files, or no memory: the server would ask again at once.
                 Err(error) => {
@@ -99,6 +111,14 @@ pub struct Watched {
     stream: UnixStream,
     frames: Frames,
     last: Arc<LastAnswer>,
+    /// Whether the last answer went over this connection.
+    answered: bool,
+}
+
+impl Watched {
+    fn new(stream: UnixStream, last: Arc<LastAnswer>) -> Self {
+        Self { stream, frames: Frames::default(), last, answered: false }
+    }
 }
 
 impl AsyncRead for Watched {
@@ -107,8 +127,12 @@ impl AsyncRead for Watched {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
         let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
         memory::worked();
+        if self.answered && (read.is_err() || buffer.filled().len() == before) {
+            self.last.taken.notify_one();
+        }
         Poll::Ready(read)
     }
 }
@@ -119,10 +143,11 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let Self { stream, frames, last } = &mut *self;
+        let Self { stream, frames, last, answered } = &mut *self;
         let written = ready!(Pin::new(stream).poll_write(cx, bytes))?;
         memory::worked();
-        frames.pass(bytes.get(..written).unwrap_or(bytes), |stream| last.frame(stream));
+        let sent = bytes.get(..written).unwrap_or(bytes);
+        frames.pass(sent, |stream| *answered |= last.frame(stream));
         Poll::Ready(Ok(written))
     }
 
@@ -194,15 +219,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_last_answer_is_known_to_be_sent() {
-        use tokio::io::AsyncWriteExt;
+    async fn the_last_answer_is_known_to_be_sent_and_taken() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let last = Arc::new(LastAnswer::default());
-        let (stream, _peer) = UnixStream::pair().unwrap();
-        let mut watched = Watched { stream, frames: Frames::default(), last: Arc::clone(&last) };
-        last.expect(3);
+        let (stream, peer) = UnixStream::pair().unwrap();
+        let mut watched = Watched::new(stream, Arc::clone(&last));
+        let waiting = tokio::spawn({
+            let last = Arc::clone(&last);
+            last.expect(3);
+            async move { last.sent(Duration::from_mins(1)).await }
+        });
         watched.write_all(&[0, 0, 0, 1, 0, 0, 0, 5, 2, 0, 9]).await.unwrap();
-        assert!(timeout(Duration::from_millis(10), last.sent.notified()).await.is_err());
         watched.write_all(&[0, 0, 0, 1, 0, 0, 0, 3, 2, 0, 9]).await.unwrap();
-        timeout(Duration::from_secs(5), last.sent.notified()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(!waiting.is_finished(), "its client has not closed yet");
+        drop(peer);
+        let _ = watched.read(&mut [0; 8]).await;
+        timeout(Duration::from_secs(5), waiting).await.unwrap().unwrap();
     }
 }
