@@ -202,20 +202,26 @@ fn collect(folder: &Path, pids: &mut BTreeSet<i32>) -> Result<(), Error> {
         Err(error) if error.raw_os_error() == Some(nix::errno::Errno::EOPNOTSUPP as i32) => {}
         Err(error) => return Err(Error::at("read", &procs)(error)),
     }
-    for child in children(folder) {
+    for child in children(folder).map_err(Error::at("list", folder))? {
         collect(&child, pids)?;
     }
     Ok(())
 }
 
-/// The groups directly below `folder`.
-pub(super) fn children(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    entries
-        .flatten()
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .map(|entry| entry.path())
-        .collect()
+/// The groups directly below `folder`; none where it is gone.
+pub(super) fn children(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut children = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            children.push(entry.path());
+        }
+    }
+    Ok(children)
 }
 
 #[cfg(test)]
@@ -246,7 +252,11 @@ mod tests {
     fn our_own_group_is_never_taken_for_anothers() {
         let mut child = TestChild::start(Command::new("sleep").arg("60"));
         let group = Cgroup::of_process(child.pid).unwrap();
-        Pinned::new(child.pid, None).unwrap().signal(rustix::process::Signal::KILL).unwrap();
+        Pinned::new(child.pid, None)
+            .unwrap()
+            .unwrap()
+            .signal(rustix::process::Signal::KILL)
+            .unwrap();
         child.status();
         assert_eq!(group, Cgroup::default());
     }

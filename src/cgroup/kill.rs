@@ -2,13 +2,10 @@
 
 use std::{collections::BTreeSet, fs, io, path::Path};
 
-use rustix::{
-    io::Errno,
-    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
-};
+use rustix::process::Signal;
 
 use super::{Cgroup, Error, group::children, is_gone};
-use crate::released::Released;
+use crate::{released::Released, sys::identity::Pinned};
 
 /// A fork bomb can outrun one pass over the list of processes; frozen, it cannot outrun this many.
 const MOST_PASSES: usize = 64;
@@ -40,6 +37,7 @@ impl Cgroup {
     fn kill_each(&self) -> Result<Released, Error> {
         let mut killed = BTreeSet::new();
         let mut frozen = false;
+        let mut failure = None;
         for _ in 0..MOST_PASSES {
             let fresh: Vec<i32> =
                 self.pids()?.into_iter().filter(|pid| !killed.contains(pid)).collect();
@@ -51,9 +49,16 @@ impl Cgroup {
                 self.freeze();
             }
             for pid in fresh {
-                self.signal_member(pid, Signal::KILL);
+                if let Err(error) = self.signal_member(pid, Signal::KILL) {
+                    // The others are killed all the same.
+                    failure.get_or_insert(error);
+                }
                 killed.insert(pid);
             }
+        }
+        if let Some(error) = failure {
+            self.thaw();
+            return Err(error);
         }
         Ok(if killed.is_empty() { Released::AlreadyGone } else { Released::Done })
     }
@@ -65,20 +70,24 @@ impl Cgroup {
             self.kill_all()?;
             return Ok(count);
         }
-        Ok(self.pids()?.into_iter().filter(|pid| self.signal_member(*pid, signal)).count())
+        let mut reached = 0;
+        for pid in self.pids()? {
+            reached += usize::from(self.signal_member(pid, signal)?);
+        }
+        Ok(reached)
     }
 
     /// Signals `pid` if it is still a member once it is pinned by a descriptor: a number alone may have been
-    /// given to somebody else since the list was read.
-    fn signal_member(&self, pid: i32, signal: Signal) -> bool {
-        let Some(number) = Pid::from_raw(pid) else { return false };
-        let Ok(pinned) = pidfd_open(number, PidfdFlags::empty()) else { return false };
-        match self.pids() {
-            Ok(members) if members.contains(&pid) => {
-                matches!(pidfd_send_signal(&pinned, signal), Ok(()) | Err(Errno::SRCH))
-            }
-            _ => false,
+    /// given to somebody else since the list was read. Whether it was still a member; that it could not be signalled
+    /// is an error, and not that it is gone.
+    fn signal_member(&self, pid: i32, signal: Signal) -> Result<bool, Error> {
+        let failed = |source| Error::Signal { pid, source };
+        let Some(pinned) = Pinned::new(pid, None).map_err(failed)? else { return Ok(false) };
+        if !self.pids()?.contains(&pid) {
+            return Ok(false);
         }
+        pinned.signal(signal).map_err(failed)?;
+        Ok(true)
     }
 
     fn freeze(&self) {
@@ -112,7 +121,8 @@ impl Cgroup {
 
 fn each(folder: &Path, deed: &dyn Fn(&Path)) {
     deed(folder);
-    for child in children(folder) {
+    // What cannot be listed is not thawed, and is looked at again by whoever removes it.
+    for child in children(folder).unwrap_or_default() {
         each(&child, deed);
     }
 }

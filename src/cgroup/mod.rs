@@ -40,6 +40,14 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A process of a group could not be held or signalled, and is not known to be gone.
+    #[error("signal process {pid}: {source}")]
+    Signal {
+        /// The process.
+        pid: i32,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// A path that would lead out of the hierarchy, or a systemd name without its three parts.
     #[error("cgroup path {path:?} is not valid")]
     InvalidPath {
@@ -57,7 +65,7 @@ pub enum Error {
 impl Coded for Error {
     fn code(&self) -> Code {
         match self {
-            Self::File { source, .. } => code_of_io(source),
+            Self::File { source, .. } | Self::Signal { source, .. } => code_of_io(source),
             Self::InvalidPath { .. } => Code::InvalidArgument,
             Self::Busy { .. } => Code::DeadlineExceeded,
         }

@@ -100,7 +100,7 @@ fn remove_tree(folder: &Path) -> io::Result<Released> {
     // Most groups have no children: try before looking.
     match removed(fs::remove_dir(folder)) {
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-            for child in children(folder) {
+            for child in children(folder)? {
                 remove_tree(&child)?;
             }
             removed(fs::remove_dir(folder))

@@ -66,7 +66,12 @@ impl Acquisition {
     /// Records what the runtime has made: the init, and the control group where it is.
     pub fn created(&mut self, pid: i32, exited: &Exited) -> Result<(), Error> {
         // Asked in this order: while it is not reaped, the number is its own.
-        self.record.init = Init::of(pid).filter(|_| exited.now().is_none());
+        let init = Init::of(pid).map_err(|source| Error::Process {
+            id: self.record.id.to_string(),
+            pid,
+            source,
+        })?;
+        self.record.init = init.filter(|_| exited.now().is_none());
         // Where runc says what it made, that holds even if the init has ended already.
         self.record.cgroup = match quick::State::read(&self.record.runtime, &self.record.id) {
             Some(state) => state.cgroup(),

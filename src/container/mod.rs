@@ -37,6 +37,16 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// Its init could not be looked at or held, and is not known to be gone.
+    #[error("container \"{id}\": process {pid}: {source}")]
+    Process {
+        /// The container.
+        id: String,
+        /// The process.
+        pid: i32,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// A process outlived SIGKILL until the deadline.
     #[error("container \"{id}\": process {pid} has not ended")]
     Alive {
@@ -74,7 +84,7 @@ pub enum Error {
 impl Coded for Error {
     fn code(&self) -> Code {
         match self {
-            Self::File { source, .. } => code_of_io(source),
+            Self::File { source, .. } | Self::Process { source, .. } => code_of_io(source),
             Self::Foreign { .. } => Code::Unknown,
             Self::Alive { .. } => Code::DeadlineExceeded,
             Self::Cgroup { source, .. } => source.code(),

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Error, start_time};
-use crate::{cgroup::Cgroup, id::Id, runtime::RuntimeSettings};
+use crate::{cgroup::Cgroup, id::Id, runtime::RuntimeSettings, sys::boot::BootId};
 
 /// The form of the record. A newer shim reads older ones; an older one refuses newer ones.
 const VERSION: u32 = 1;
@@ -24,8 +24,8 @@ pub struct Init {
 
 impl Init {
     /// The identity of a process that is known to live.
-    pub fn of(pid: i32) -> Option<Self> {
-        start_time(pid).map(|start_time| Self { pid, start_time })
+    pub fn of(pid: i32) -> io::Result<Option<Self>> {
+        Ok(start_time(pid)?.map(|start_time| Self { pid, start_time }))
     }
 }
 
@@ -51,12 +51,20 @@ pub struct Record {
     /// The folder of the sockets over which terminals of the container's processes arrive; there while one is awaited.
     #[serde(default)]
     pub consoles: Option<PathBuf>,
+    /// The boot in which it was created.
+    #[serde(default)]
+    pub boot: Option<BootId>,
 }
 
 impl Record {
     /// The record of a container that is about to be created.
-    pub fn new(id: Id, bundle: PathBuf, runtime: RuntimeSettings) -> Self {
-        Self {
+    pub fn new(id: Id, bundle: PathBuf, runtime: RuntimeSettings) -> Result<Self, Error> {
+        let boot = BootId::current().map_err(|source| Error::File {
+            deed: "find out the boot of",
+            path: bundle.clone(),
+            source,
+        })?;
+        Ok(Self {
             version: VERSION,
             id,
             bundle,
@@ -65,7 +73,8 @@ impl Record {
             cgroup: Cgroup::default(),
             rootfs_mounted: false,
             consoles: None,
-        }
+            boot: Some(boot),
+        })
     }
 
     fn path(dir: &Path, id: &Id) -> PathBuf {
@@ -152,7 +161,7 @@ mod tests {
     use super::*;
 
     fn record(id: &str) -> Record {
-        Record::new(Id::new(id).unwrap(), "/bundle".into(), RuntimeSettings::default())
+        Record::new(Id::new(id).unwrap(), "/bundle".into(), RuntimeSettings::default()).unwrap()
     }
 
     #[test]
@@ -160,7 +169,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut written = record("a");
         written.save(dir.path()).unwrap();
-        written.init = Init::of(i32::try_from(std::process::id()).unwrap());
+        written.init = Init::of(i32::try_from(std::process::id()).unwrap()).unwrap();
         written.save(dir.path()).unwrap();
         let read: Vec<Record> =
             load_all(dir.path()).unwrap().into_iter().map(Result::unwrap).collect();

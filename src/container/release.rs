@@ -12,19 +12,33 @@ use crate::{
     process::Reaper,
     released::Released,
     runtime::{OciRuntime, Runc, quick},
+    sys::boot,
 };
 
 /// What is known of the container's init and groups: from the record, and where the shim died before it could write
 /// them down, from the runtime's own state.
-fn known(record: &Record) -> (Option<Init>, Cgroup) {
+fn known(record: &Record) -> Result<(Option<Init>, Cgroup), Error> {
     if record.init.is_some() {
-        return (record.init, record.cgroup.clone());
+        return Ok((record.init, record.cgroup.clone()));
     }
-    let Some(state) = quick::State::read(&record.runtime, &record.id) else {
-        return (None, record.cgroup.clone());
-    };
+    let state = quick::State::find(&record.runtime, &record.id).map_err(|source| Error::File {
+        deed: "read the runtime's state in",
+        path: record.runtime.root.join(&record.id),
+        source,
+    })?;
+    let Some(state) = state else { return Ok((None, record.cgroup.clone())) };
     let (pid, start_time) = (state.init_process_pid, state.init_process_start);
-    ((pid > 0).then_some(Init { pid, start_time }), state.cgroup())
+    Ok(((pid > 0).then_some(Init { pid, start_time }), state.cgroup()))
+}
+
+/// Whether the machine was started anew since: then nothing of the container is left but its record, and what has its
+/// process ids, its groups or its name in the runtime's state now is another's.
+fn is_over(record: &Record) -> Result<bool, Error> {
+    boot::is_over(record.boot.as_ref()).map_err(|source| Error::File {
+        deed: "find out the boot of",
+        path: record.bundle.clone(),
+        source,
+    })
 }
 
 /// Sends SIGKILL to every process of the container, without a word to anybody else.
@@ -32,25 +46,31 @@ pub fn kill_in_place(record: &Record) -> Result<Released, Error> {
     kill(record).map(|(found, _)| found)
 }
 
-fn kill(record: &Record) -> Result<(Released, Option<Pinned>), Error> {
-    let (init, group) = known(record);
+fn kill(record: &Record) -> Result<(Released, Option<(i32, Pinned)>), Error> {
+    let (init, group) = known(record)?;
     let mut found = Released::AlreadyGone;
-    let living = init.is_some_and(|init| is_alive(init.pid, init.start_time));
-    // Held before anything is killed, so that its end can be waited for.
-    let pinned = init.and_then(|init| Pinned::new(init.pid, Some(init.start_time)));
+    let mut living = false;
+    let mut held = None;
+    if let Some(Init { pid, start_time }) = init {
+        let failed = |source| Error::Process { id: record.id.to_string(), pid, source };
+        living = is_alive(pid, start_time).map_err(failed)?;
+        // Held before anything is killed, so that its end can be waited for.
+        held = Pinned::new(pid, Some(start_time)).map_err(failed)?.map(|pinned| (pid, pinned));
+    }
     if !group.is_empty() {
         found = group
             .kill_all()
             .map_err(|source| Error::Cgroup { id: record.id.to_string(), source })?;
     }
-    if let Some(pinned) = &pinned
-        && matches!(pinned.signal(Signal::KILL), Ok(true))
+    if let Some((pid, pinned)) = &held {
+        let failed = |source| Error::Process { id: record.id.to_string(), pid: *pid, source };
+        let signalled = pinned.signal(Signal::KILL).map_err(failed)?;
         // One that has ended and waits for its parent takes signals too.
-        && living
-    {
-        found = Released::Done;
+        if signalled && living {
+            found = Released::Done;
+        }
     }
-    Ok((found, pinned))
+    Ok((found, held))
 }
 
 /// Releases everything that `record` says a container holds, except the record itself (see [`end`]). May be called any number of times, with or without the shim that
@@ -60,10 +80,12 @@ pub async fn release(
     reaper: &Reaper,
     deadline: Instant,
 ) -> Result<Released, Error> {
+    if is_over(record)? {
+        return Ok(Released::AlreadyGone);
+    }
     let id = || record.id.to_string();
-    let (mut found, pinned) = kill(record)?;
-    if let Some(pinned) = pinned {
-        let pid = known(record).0.map_or(0, |init| init.pid);
+    let (mut found, held) = kill(record)?;
+    if let Some((pid, pinned)) = held {
         match timeout_at(deadline, pinned.ended()).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) | Err(_) => return Err(Error::Alive { id: id(), pid }),
@@ -85,7 +107,7 @@ pub async fn release(
         }
     }
     // What the runtime did not know of: it may have died before it wrote its state.
-    let group = known(record).1;
+    let group = known(record)?.1;
     found = found
         .and(group.remove(deadline).await.map_err(|source| Error::Cgroup { id: id(), source })?);
     if record.rootfs_mounted {
@@ -127,5 +149,50 @@ async fn unmount(record: &Record) -> Result<Released, Error> {
             path: record.bundle.join("rootfs"),
             source: std::io::Error::other(error),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{process::Command, time::Duration};
+
+    use super::*;
+    use crate::{
+        cgroup::Hierarchies, id::Id, process::testing::TestChild, runtime::RuntimeSettings,
+        sys::boot::BootId,
+    };
+
+    /// The same numbers, the same cgroup and the same name in the runtime's state: all of it a new container's.
+    #[tokio::test]
+    async fn nothing_of_another_boot_is_touched() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = TestChild::start(Command::new("sleep").arg("60"));
+        let name = format!("/mooring-boot-{}", std::process::id());
+        let group = Hierarchies::read().unwrap().group(&name).unwrap();
+        group.ensure().unwrap();
+        for part in group.folders() {
+            std::fs::write(part.join("cgroup.procs"), child.pid.to_string()).unwrap();
+        }
+        let runtime =
+            RuntimeSettings { root: folder.path().join("runc"), ..RuntimeSettings::default() };
+        std::fs::create_dir_all(runtime.root.join("c")).unwrap();
+        let bundle = folder.path().to_owned();
+        let mut record = Record::new(Id::new("c").unwrap(), bundle, runtime.clone()).unwrap();
+        record.init = Init::of(child.pid).unwrap();
+        record.cgroup = group.clone();
+        record.rootfs_mounted = true;
+        let now = record.boot.replace(BootId::earlier());
+        let reaper = Reaper::start().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let released = release(&record, &reaper, deadline).await.unwrap();
+        assert_eq!(released, Released::AlreadyGone);
+        let Init { pid, start_time } = record.init.unwrap();
+        assert!(is_alive(pid, start_time).unwrap() && runtime.root.join("c").exists());
+        assert_eq!(group.pids().unwrap(), [child.pid]);
+        // Of this boot it is the container itself.
+        record.boot = now;
+        std::fs::remove_dir(runtime.root.join("c")).unwrap();
+        assert_eq!(release(&record, &reaper, deadline).await.unwrap(), Released::Done);
+        assert_eq!(child.status(), 128 + 9);
     }
 }

@@ -130,8 +130,9 @@ impl Launched {
         let opened = || -> Result<Holder, KeeperError> {
             // It is this process's own child: until it is reaped nobody else has its number.
             let gone = || KeeperError::Holder("it ended before it was ready".into());
-            let pinned = Pinned::new(pid, None).ok_or_else(gone)?;
-            let start_time = identity::start_time(pid).ok_or_else(gone)?;
+            let failed = || deed("hold the holder");
+            let pinned = Pinned::new(pid, None).map_err(failed())?.ok_or_else(gone)?;
+            let start_time = identity::start_time(pid).map_err(failed())?.ok_or_else(gone)?;
             Ok(Holder { identity: (pid, start_time), pinned, exited: exited.clone() })
         };
         let made = settled.and_then(|()| opened()).and_then(|holder| {
@@ -144,9 +145,10 @@ impl Launched {
         if made.is_err() {
             // The number is still this process's own child, so it cannot have been given to another.
             for pid in [pid, self.started.pid()] {
-                if exited.now().is_none()
-                    && let Some(pinned) = Pinned::new(pid, None)
+                if let Ok(Some(pinned)) = Pinned::new(pid, None)
+                    && exited.now().is_none()
                 {
+                    // Gone is as good. Where it cannot be held it dies with the shim.
                     let _ = pinned.signal(Signal::KILL);
                 }
             }
@@ -312,7 +314,8 @@ fn memory_file(program: &[u8]) -> Result<File, KeeperError> {
 
 /// Kills the process `pid` if it is still the one that started at `start_time`.
 pub(super) fn kill_by_identity(pid: i32, start_time: u64) -> Result<Released, KeeperError> {
-    let Some(pinned) = Pinned::new(pid, Some(start_time)) else { return Ok(Released::AlreadyGone) };
+    let held = Pinned::new(pid, Some(start_time)).map_err(deed(format!("hold holder {pid}")))?;
+    let Some(pinned) = held else { return Ok(Released::AlreadyGone) };
     match pinned.kill_and_wait(STEP) {
         Ok(true) => Ok(Released::Done),
         Ok(false) => Ok(Released::AlreadyGone),

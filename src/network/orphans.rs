@@ -5,7 +5,7 @@
 //! id in their environment, which whatever they run in turn inherits, and by the session, which is the shim's: what a
 //! plugin has made a daemon on purpose has left it.
 
-use std::{fs, time::Duration};
+use std::{fs, io, time::Duration};
 
 use nix::unistd::{Pid, getsid};
 
@@ -17,48 +17,58 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const PASSES: usize = 8;
 
 /// Kills all plugins that the shim `shim`, which is dead, had working for `container_id`, with what they have started,
-/// and waits until they are gone. Answers how many there were. Blocks.
-pub fn end(container_id: &str, shim: i32) -> usize {
+/// and waits until they are gone. Answers how many there were; that it cannot be found out is an error. Blocks.
+pub fn end(container_id: &str, shim: i32) -> io::Result<usize> {
     let mut ended = 0;
     for _ in 0..PASSES {
-        let found = working_for(container_id, shim);
+        let found = working_for(container_id, shim)?;
         if found.is_empty() {
             break;
         }
         for (pid, plugin) in found {
-            match plugin.kill_and_wait(PATIENCE) {
-                Ok(true) => {
-                    log::warn!("plugin {pid} of sandbox {container_id} outlived its shim: killed");
-                    ended += 1;
-                }
-                Ok(false) => {}
-                Err(error) => log::warn!("plugin {pid} of sandbox {container_id}: {error}"),
+            if plugin.kill_and_wait(PATIENCE)? {
+                log::warn!("plugin {pid} of sandbox {container_id} outlived its shim: killed");
+                ended += 1;
             }
         }
     }
-    ended
+    Ok(ended)
 }
 
-fn working_for(container_id: &str, shim: i32) -> Vec<(i32, Pinned)> {
+fn working_for(container_id: &str, shim: i32) -> io::Result<Vec<(i32, Pinned)>> {
     let wanted = format!("CNI_CONTAINERID={container_id}");
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter_map(|pid| {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
+        else {
+            continue;
+        };
         // Most processes are somebody else's: a look first, and a second one at what is held.
-        is_one(pid, shim, &wanted).then_some(())?;
-        let pinned = Pinned::new(pid, None)?;
-        is_one(pid, shim, &wanted).then_some((pid, pinned))
-    })
-    .collect()
+        if is_one(pid, shim, &wanted)?
+            && let Some(pinned) = Pinned::new(pid, None)?
+            && is_one(pid, shim, &wanted)?
+        {
+            found.push((pid, pinned));
+        }
+    }
+    Ok(found)
 }
 
-fn is_one(pid: i32, shim: i32, variable: &str) -> bool {
+fn is_one(pid: i32, shim: i32, variable: &str) -> io::Result<bool> {
     let session = getsid(Some(Pid::from_raw(pid)));
     if pid <= 0 || session != Ok(Pid::from_raw(shim)) {
-        return false;
+        return Ok(false);
     }
-    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    environment.split(|byte| *byte == 0).any(|one| one == variable.as_bytes())
+    match fs::read(format!("/proc/{pid}/environ")) {
+        Ok(text) => Ok(text.split(|byte| *byte == 0).any(|one| one == variable.as_bytes())),
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound
+                || error.raw_os_error() == Some(nix::errno::Errno::ESRCH as i32) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -82,15 +92,15 @@ mod tests {
             // The shell needs a moment to start its own child.
             (0..400).any(|_| {
                 std::thread::sleep(Duration::from_millis(5));
-                working_for(id, here).len() == count
+                working_for(id, here).unwrap().len() == count
             })
         };
         assert!(there("orphans-1", 2) && there("orphans-12", 2));
-        assert_eq!(end("orphans-1", i32::MAX), 0);
-        assert_eq!(end("orphans-1", here), 2);
+        assert_eq!(end("orphans-1", i32::MAX).unwrap(), 0);
+        assert_eq!(end("orphans-1", here).unwrap(), 2);
         assert_eq!(ours.status(), 128 + 9);
-        assert_eq!(end("orphans-1", here), 0);
+        assert_eq!(end("orphans-1", here).unwrap(), 0);
         assert!(there("orphans-12", 2));
-        assert_eq!(end("orphans-12", here), 2);
+        assert_eq!(end("orphans-12", here).unwrap(), 2);
     }
 }

@@ -265,7 +265,7 @@ mod tests {
         let mut child = TestChild::start(Command::new("sleep").arg("60"));
         assert!(is_child(child.pid));
         assert!(!is_child(1) && !is_child(0));
-        Pinned::new(child.pid, None).unwrap().signal(Signal::KILL).unwrap();
+        Pinned::new(child.pid, None).unwrap().unwrap().signal(Signal::KILL).unwrap();
         assert_eq!(child.status(), 128 + 9);
         assert!(!is_child(child.pid));
     }

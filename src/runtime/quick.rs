@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{Error, RuntimeSettings};
-use crate::{cgroup::Cgroup, id::Id, process::Exited};
+use crate::{cgroup::Cgroup, id::Id, process::Exited, sys::identity::is_alive};
 
 /// What is read of runc's `state.json`.
 #[derive(Debug, Default, Deserialize)]
@@ -46,8 +46,16 @@ struct Config {
 impl State {
     /// Reads runc's state of a container. `None` when there is none, or none that is understood.
     pub fn read(settings: &RuntimeSettings, id: &Id) -> Option<Self> {
-        let text = fs::read(settings.root.join(id).join("state.json")).ok()?;
-        serde_json::from_slice(&text).ok()
+        Self::find(settings, id).ok().flatten()
+    }
+
+    /// The same, where it matters that a state which cannot be read is not taken for none.
+    pub fn find(settings: &RuntimeSettings, id: &Id) -> std::io::Result<Option<Self>> {
+        match fs::read(settings.root.join(id).join("state.json")) {
+            Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The container's groups as runc made them.
@@ -149,7 +157,9 @@ pub async fn delete(settings: &RuntimeSettings, id: &Id, deadline: Instant) -> R
         return Ok(false);
     }
     let group = state.cgroup();
-    if crate::container::is_alive(state.init_process_pid, state.init_process_start) {
+    let alive = is_alive(state.init_process_pid, state.init_process_start);
+    // What cannot be found out is the runtime's to find out.
+    if !matches!(alive, Ok(false)) {
         return Ok(false);
     }
     if group.pids()?.is_empty() {

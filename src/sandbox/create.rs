@@ -16,7 +16,7 @@ use crate::{
     mounts::Mount,
     network::netns,
     options::{AnyValue, NetworkOwner},
-    sys::namespaces,
+    sys::{boot::BootId, namespaces},
     teardown::journal::{self, About, JournalError, Store},
 };
 
@@ -145,6 +145,8 @@ impl Sandbox {
             }
         }
         let created_at = SystemTime::now();
+        let boot = BootId::current()
+            .map_err(|error| Error::Internal(format!("find out which boot this is: {error}")))?;
         let about = About {
             namespace: self.env.namespace.clone(),
             id: self.env.id.clone(),
@@ -152,6 +154,8 @@ impl Sandbox {
             grpc_address: self.env.grpc_address.clone(),
             created_at,
             run_dir: self.env.run_dir(),
+            shim: i32::try_from(std::process::id()).ok(),
+            boot: Some(boot),
         };
         let store = Store::create(&self.env.state_dir(), about)?;
         Ok(Pod {

@@ -11,7 +11,10 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    sys::identity::{self, Pinned},
+    sys::{
+        boot::{self, BootId},
+        identity::{self, Pinned},
+    },
     teardown::journal::{self, FolderLock, JournalError},
 };
 
@@ -33,6 +36,9 @@ pub struct DaemonRecord {
     /// The socket that it serves.
     #[serde(default)]
     pub socket: Option<PathBuf>,
+    /// The boot in which it runs.
+    #[serde(default)]
+    pub boot: Option<BootId>,
 }
 
 /// The record cannot be written.
@@ -55,8 +61,9 @@ impl DaemonRecord {
     /// The calling process, which serves `socket`.
     pub fn of_this_process(socket: &Path) -> io::Result<Self> {
         let pid = i32::try_from(std::process::id()).map_err(io::Error::other)?;
-        let start_time = identity::start_time(pid).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Self { pid, start_time, socket: Some(socket.to_owned()) })
+        let start_time = identity::start_time(pid)?.ok_or(io::ErrorKind::NotFound)?;
+        let boot = Some(BootId::current()?);
+        Ok(Self { pid, start_time, socket: Some(socket.to_owned()), boot })
     }
 
     /// Writes the record into a state folder, which is made where it is missing: under the folder's lock, so that
@@ -87,13 +94,20 @@ impl DaemonRecord {
     }
 
     /// Whether the daemon runs.
-    pub fn is_alive(&self) -> bool {
-        identity::is_alive(self.pid, self.start_time)
+    pub fn is_alive(&self) -> io::Result<bool> {
+        Ok(!boot::is_over(self.boot.as_ref())? && identity::is_alive(self.pid, self.start_time)?)
+    }
+
+    fn pinned(&self) -> io::Result<Option<Pinned>> {
+        if boot::is_over(self.boot.as_ref())? {
+            return Ok(None);
+        }
+        Pinned::new(self.pid, Some(self.start_time))
     }
 
     /// Waits for its end, for `limit` at most; whether it has ended.
     pub async fn ended_within(&self, limit: Duration) -> io::Result<bool> {
-        match Pinned::new(self.pid, Some(self.start_time)) {
+        match self.pinned()? {
             Some(pinned) => match tokio::time::timeout(limit, pinned.ended()).await {
                 Ok(ended) => ended.map(|()| true),
                 Err(_) => Ok(false),
@@ -104,7 +118,7 @@ impl DaemonRecord {
 
     /// Kills the daemon, if it is still this one, and waits until it is gone. Blocks, 2 s at most.
     pub fn kill(&self) -> io::Result<()> {
-        match Pinned::new(self.pid, Some(self.start_time)) {
+        match self.pinned()? {
             Some(pinned) => pinned.kill_and_wait(PATIENCE).map(drop),
             None => Ok(()),
         }
@@ -148,13 +162,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut child = TestChild::start(std::process::Command::new("sleep").arg("60"));
         let pid = child.pid;
-        let right =
-            DaemonRecord { pid, start_time: identity::start_time(pid).unwrap(), socket: None };
+        let right = DaemonRecord {
+            pid,
+            start_time: identity::start_time(pid).unwrap().unwrap(),
+            socket: None,
+            boot: Some(BootId::current().unwrap()),
+        };
         DaemonRecord { start_time: right.start_time + 1, ..right.clone() }.kill().unwrap();
-        assert!(
-            identity::is_alive(pid, right.start_time),
-            "another process of that number lives on"
-        );
+        let earlier = DaemonRecord { boot: Some(BootId::earlier()), ..right.clone() };
+        assert!(!earlier.is_alive().unwrap());
+        earlier.kill().unwrap();
+        assert!(right.is_alive().unwrap(), "another process of that number lives on");
         right.save(folder.path()).unwrap();
         assert_eq!(DaemonRecord::load(folder.path()).unwrap(), Some(right.clone()));
         right.kill().unwrap();
@@ -164,7 +182,7 @@ mod tests {
     fn what_is_removed_is_never_a_newer_shims() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("ns/pod");
-        let old = DaemonRecord { pid: 1, start_time: 2, socket: None };
+        let old = DaemonRecord { pid: 1, start_time: 2, socket: None, boot: None };
         let new = DaemonRecord { pid: 3, ..old.clone() };
         old.save(&folder).unwrap();
         fs::write(folder.join("journal.json"), "{}").unwrap();

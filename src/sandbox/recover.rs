@@ -23,11 +23,12 @@ use super::{
 use crate::{
     container::{self, Record},
     containerd::Containerd,
-    error::{Code, Coded},
+    error::{Code, Coded, code_of_io},
     id::Id,
     network::{CniPlugins, orphans},
     process::Reaper,
     released::Released,
+    sys::boot,
     teardown::{
         Executor, Observer, Step, StepReport, TeardownError, Work, WorkError,
         journal::{self, JournalError, Left, Resource, Store},
@@ -128,6 +129,9 @@ pub enum RecoverError {
     /// The folder of the containers' records cannot be read.
     #[error(transparent)]
     Records(#[from] container::Error),
+    /// Whether the machine was started anew since cannot be found out.
+    #[error("find out which boot this is: {0}")]
+    Boot(std::io::Error),
     /// Work off the async thread was lost.
     #[error("work was lost: {0}")]
     Lost(#[from] JoinError),
@@ -140,6 +144,7 @@ impl Coded for RecoverError {
             Self::Containers(error) => error.code(),
             Self::Teardown(error) => error.code(),
             Self::Records(error) => error.code(),
+            Self::Boot(error) => code_of_io(error),
             Self::Lost(_) => Code::Unknown,
         }
     }
@@ -198,7 +203,9 @@ impl Recovery {
         self.end_containers(&state_dir, Instant::now() + CONTAINERS).await?;
         self.listener.all_ended();
         let store = Arc::new(Mutex::new(store));
-        let work = Dead { recovery: self, state_dir: &state_dir, shim: shim.as_ref() };
+        let rebooted = boot::is_over(about.boot.as_ref()).map_err(RecoverError::Boot)?;
+        let session = about.shim.or(shim.as_ref().map(|shim| shim.pid)).filter(|_| !rebooted);
+        let work = Dead { recovery: self, state_dir: &state_dir, shim: session, rebooted };
         let executor = Executor {
             sandbox: &about.id,
             store: Arc::clone(&store),
@@ -261,8 +268,10 @@ impl Recovery {
 struct Dead<'a> {
     recovery: &'a Recovery,
     state_dir: &'a Path,
-    /// What is known of the dead shim.
-    shim: Option<&'a DaemonRecord>,
+    /// The dead shim's process id, where it is known, in this boot.
+    shim: Option<i32>,
+    /// The machine was started anew since: processes and cgroups are gone, and who has their names is another.
+    rebooted: bool,
 }
 
 #[async_trait]
@@ -286,11 +295,18 @@ impl Work for Dead<'_> {
         deadline: Instant,
     ) -> Result<Released, WorkError> {
         let Recovery { containerd, plugins, .. } = self.recovery;
+        if self.rebooted && matches!(resource, Resource::Cgroup(_) | Resource::Keeper(_)) {
+            return Ok(Released::AlreadyGone);
+        }
         // An ADD that goes on would undo what its DEL does now.
         if let (Resource::Network(record), Some(shim)) = (resource, self.shim) {
-            let (id, shim) = (record.container_id.clone(), shim.pid);
-            let ended = tokio::task::spawn_blocking(move || orphans::end(&id, shim)).await;
-            ended.map_err(|error| WorkError { code: Code::Unknown, message: error.to_string() })?;
+            let id = record.container_id.clone();
+            let ended = spawn_blocking(move || orphans::end(&id, shim)).await;
+            let ended = ended.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+            ended.map_err(|error| WorkError {
+                code: code_of_io(&error),
+                message: format!("plugins that outlived their shim: {error}"),
+            })?;
         }
         work::release(resource, containerd, &**plugins, deadline).await
     }

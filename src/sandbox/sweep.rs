@@ -50,12 +50,13 @@ async fn finish(
         let failed =
             |source| JournalError::Io { deed: "look beside", path: looked.clone(), source };
         let shim = DaemonRecord::load(&looked).map_err(failed)?;
+        let alive = shim.as_ref().map_or(Ok(false), DaemonRecord::is_alive).map_err(failed)?;
         // Read without its lock: who serves it is told by what is in it, and that never changes.
         let containerd = journal::read(&looked).ok().flatten().map(|it| it.about.grpc_address);
-        Ok((shim, containerd.unwrap_or_default()))
+        Ok((shim, alive, containerd.unwrap_or_default()))
     };
-    let (shim, containerd) = tokio::task::spawn_blocking(look).await??;
-    if shim.as_ref().is_some_and(DaemonRecord::is_alive) {
+    let (shim, alive, containerd) = tokio::task::spawn_blocking(look).await??;
+    if alive {
         return Ok(false);
     }
     let remains = Remains { state_dir: folder.to_owned(), shim, patience: Duration::ZERO };

@@ -2,10 +2,12 @@
 
 use std::{
     path::Path,
+    process::Command,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use rustix::process::Signal;
 use serde_json::{Map, json};
 
 use super::{
@@ -14,14 +16,20 @@ use super::{
     sweep::sweep,
 };
 use crate::{
+    cgroup::{self, Hierarchies},
     containerd::fake::FakeContainerd,
     id::Id,
+    keeper::KeeperRecord,
     mounts::files::{self, FilesRequest},
     network::{
         self, AttachRequest, Operation, Settings,
         fake::{FakePlugins, Fault},
     },
-    process::Reaper,
+    process::{Reaper, testing::TestChild},
+    sys::{
+        boot::BootId,
+        identity::{Pinned, is_alive, start_time},
+    },
     teardown::journal::{self, About, Resource, Store},
 };
 
@@ -55,6 +63,10 @@ impl Node {
 
     /// A sandbox that was attached to its network when the machine went down.
     async fn sandbox(&self, name: &str) {
+        self.sandbox_of(name, None).await;
+    }
+
+    async fn sandbox_of(&self, name: &str, boot: Option<BootId>) {
         let run_dir = self.folder.path().join("run").join(name);
         let folder = self.state_root().join("ns").join(name);
         let about = About {
@@ -64,6 +76,8 @@ impl Node {
             grpc_address: "/c.sock".into(),
             created_at: SystemTime::now(),
             run_dir: run_dir.clone(),
+            shim: None,
+            boot,
         };
         let mut store = Store::create(&folder, about).unwrap();
         let record = files::acquire(&run_dir, &FilesRequest::default()).unwrap();
@@ -107,6 +121,49 @@ async fn after_a_reboot_what_outlived_it_is_released() {
     assert!(node.dels().iter().all(|netns| netns.as_deref() == Some("")), "{:?}", node.dels());
     assert!(!node.state_root().join("ns").exists());
     assert!(!node.folder.path().join("run/a").exists());
+}
+
+/// After a reboot the holder's number and the cgroup's path are somebody else's; the address is still the sandbox's.
+#[tokio::test]
+async fn what_a_reboot_has_ended_is_not_looked_for() {
+    for (boot, touched) in [(BootId::earlier(), false), (BootId::current().unwrap(), true)] {
+        let node = Node::new();
+        node.sandbox_of("a", Some(boot.clone())).await;
+        let folder = node.state_root().join("ns/a");
+        let mut child = TestChild::start(Command::new("sleep").arg("60"));
+        let start = start_time(child.pid).unwrap().unwrap();
+        let group = Hierarchies::read().unwrap();
+        let path = format!("/mooring-reboot-{}-{touched}", std::process::id());
+        let group = group.group(&path).unwrap();
+        let mut store = Store::open(&folder, Duration::ZERO).unwrap().unwrap();
+        let (_, record) = cgroup::pod::acquire(&path).unwrap();
+        let cgroup = Resource::Cgroup(record);
+        let entry = store.intend(cgroup.clone()).unwrap();
+        store.held(entry, cgroup).unwrap();
+        let holder = Resource::Keeper(KeeperRecord::Holder { identity: Some((child.pid, start)) });
+        let entry = store.intend(holder.clone()).unwrap();
+        store.held(entry, holder).unwrap();
+        drop(store);
+        // The number of the shim is that of a living process, too.
+        let shim = DaemonRecord::of_this_process(Path::new("/s")).unwrap();
+        if !touched {
+            DaemonRecord { boot: Some(boot), ..shim }.save(&folder).unwrap();
+        }
+        let swept = sweep(&node.state_root(), &|_, _| node.recovery()).await;
+        assert_eq!(swept.taken_down.len(), 1, "{swept:?}");
+        assert_eq!(node.dels().len(), 1);
+        assert!(!node.state_root().join("ns").exists());
+        assert!(!node.folder.path().join("run/a").exists());
+        assert_eq!(is_alive(child.pid, start).unwrap(), !touched, "the holder");
+        let there = group.folders().iter().all(|folder| folder.exists());
+        assert_eq!(there, !touched, "the cgroup");
+        if !touched {
+            Pinned::new(child.pid, Some(start)).unwrap().unwrap().signal(Signal::KILL).unwrap();
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+            group.remove(deadline).await.unwrap();
+        }
+        assert_eq!(child.status(), 128 + 9);
+    }
 }
 
 #[tokio::test]

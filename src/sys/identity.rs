@@ -12,18 +12,31 @@ use tokio::io::Interest;
 
 use super::watched;
 
-/// When process `pid` started, in clock ticks since boot. `None` when there is no such process.
-pub fn start_time(pid: i32) -> Option<u64> {
-    stat(pid).map(|(_, start)| start)
+/// When process `pid` started, in clock ticks since boot. `None` when there is no such process; that it cannot be found
+/// out (no descriptor is free, no memory) is an error and never "gone".
+pub fn start_time(pid: i32) -> io::Result<Option<u64>> {
+    Ok(stat(pid)?.map(|(_, start)| start))
 }
 
 /// Whether `pid` is a process that started at `start` and has not ended.
-pub fn is_alive(pid: i32, start: u64) -> bool {
-    stat(pid).is_some_and(|(state, begun)| begun == start && !matches!(state, 'Z' | 'X'))
+pub fn is_alive(pid: i32, start: u64) -> io::Result<bool> {
+    Ok(stat(pid)?.is_some_and(|(state, begun)| begun == start && !matches!(state, 'Z' | 'X')))
 }
 
-fn stat(pid: i32) -> Option<(char, u64)> {
-    parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+fn stat(pid: i32) -> io::Result<Option<(char, u64)>> {
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(text) => parse(&text).map(Some).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat: {text:?}"))
+        }),
+        // Read while it vanishes, the file is still there and its process is not.
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound
+                || Errno::from_io_error(&error) == Some(Errno::SRCH) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 pub(super) fn parse(stat: &str) -> Option<(char, u64)> {
@@ -38,11 +51,22 @@ pub(super) fn parse(stat: &str) -> Option<(char, u64)> {
 pub struct Pinned(OwnedFd);
 
 impl Pinned {
-    /// Holds process `pid`, if it is the one that started at `start`, where that is known.
-    pub fn new(pid: i32, start: Option<u64>) -> Option<Self> {
-        let pinned = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+    /// Holds process `pid`, if it is the one that started at `start`, where that is known. `None`: it is gone, or
+    /// another has its number. Anything else that keeps it from being held is an error.
+    pub fn new(pid: i32, start: Option<u64>) -> io::Result<Option<Self>> {
+        // No process has a number that is not positive.
+        let Some(number) = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw) else {
+            return Ok(None);
+        };
+        let pinned = match pidfd_open(number, PidfdFlags::empty()) {
+            Ok(pinned) => pinned,
+            Err(Errno::SRCH) => return Ok(None),
+            // Also when the number is now a thread's, which cannot be held: that is another than was meant.
+            Err(_) if start.is_some() && start_time(pid)? != start => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
         // Asked once it is held: from here on the number cannot come to mean another.
-        (start.is_none() || start_time(pid) == start).then_some(Self(pinned))
+        Ok((start.is_none() || start_time(pid)? == start).then_some(Self(pinned)))
     }
 
     /// Sends a signal. `Ok(false)`: the process has ended already.

@@ -1,6 +1,7 @@
-//! What the kernel is asked in more than one room: which process a number means, what is mounted, which
-//! namespaces are the node's.
+//! What the kernel is asked in more than one room: which boot this is, which process a number means, what is mounted,
+//! which namespaces are the node's.
 
+pub mod boot;
 pub mod identity;
 #[cfg(test)]
 mod identity_tests;

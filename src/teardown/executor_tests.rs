@@ -130,6 +130,8 @@ impl Bench {
             grpc_address: "/x.sock".into(),
             created_at: SystemTime::now(),
             run_dir: "/x".into(),
+            shim: None,
+            boot: None,
         };
         let mut store = Store::create(bench.folder.path(), about).unwrap();
         for resource in resources() {

@@ -26,6 +26,7 @@ use crate::{
     keeper::KeeperRecord,
     mounts::{files::FilesRecord, shm::ShmRecord},
     network::{AttachmentRecord, netns::NetnsRecord},
+    sys::boot::BootId,
     volumes::{lease::LeaseRecord, volume::ImageVolumeRecord},
 };
 
@@ -119,6 +120,12 @@ pub struct About {
     /// The folder of the pod's files and mounts.
     #[serde(default)]
     pub run_dir: PathBuf,
+    /// The process id of its shim, which is also the session of everything that the shim starts.
+    #[serde(default)]
+    pub shim: Option<i32>,
+    /// The boot in which the sandbox was created.
+    #[serde(default)]
+    pub boot: Option<BootId>,
 }
 
 /// The journal's content.

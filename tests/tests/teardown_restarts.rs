@@ -17,7 +17,7 @@ use mooring_e2e::plugins::Plugins;
 use mooring_e2e::random::Random;
 use mooring_e2e::suite;
 use mooring_e2e::suite::Case;
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -116,8 +116,29 @@ async fn containerd_and_shim_killed_together_anywhere_leave_nothing(case: Case) 
     crash_everywhere(&case, true).await
 }
 
+/// Another boot's identity in the place of this one's, until it is dropped.
+struct AnotherBoot;
+
+impl AnotherBoot {
+    const FILE: &str = "/proc/sys/kernel/random/boot_id";
+
+    fn begin(case: &Case) -> Result<Self> {
+        let other = case.node.folder().join("boot_id");
+        fs::write(&other, format!("{}\n", case.unique("11111111-2222-3333-4444")))?;
+        mount(Some(&other), Self::FILE, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .context("name another boot")?;
+        Ok(Self)
+    }
+}
+
+impl Drop for AnotherBoot {
+    fn drop(&mut self) {
+        let _ = umount2(Self::FILE, MntFlags::MNT_DETACH);
+    }
+}
+
 /// All processes end, all mounts and namespaces and all of /run vanish; /var stays.
-async fn reboot(case: &Case, life: &Life) -> Result<()> {
+async fn reboot(case: &Case, life: &Life) -> Result<AnotherBoot> {
     let shim = shim_of(life.id())?;
     let netns = journal(life.namespace(), life.id())?;
     let netns = netns.get("entries").and_then(|all| all.as_array()).and_then(|all| {
@@ -158,7 +179,7 @@ async fn reboot(case: &Case, life: &Life) -> Result<()> {
         }
     }
     remove_groups(Path::new("/sys/fs/cgroup"), life.id());
-    Ok(())
+    AnotherBoot::begin(case)
 }
 
 fn remove_groups(at: &Path, id: &str) {
@@ -180,7 +201,7 @@ async fn after_a_reboot_delete_releases_what_remains(case: Case) -> Result<()> {
         let mut life = Life::new(&case, kind);
         life.run().await?;
         life.container().await?;
-        reboot(&case, &life).await?;
+        let _boot = reboot(&case, &life).await?;
         case.node.start().await?;
         ensure!(plugins.reservations().len() == 1, "{:?}", plugins.reservations());
         ensure!(state_dir(life.namespace(), life.id()).exists(), "the journal did not survive");
@@ -202,7 +223,7 @@ async fn after_a_reboot_the_same_name_serves_again(case: Case) -> Result<()> {
     let mut life = Life::new(&case, Kind::OwnNetwork);
     life.run().await?;
     life.container().await?;
-    reboot(&case, &life).await?;
+    let _boot = reboot(&case, &life).await?;
     case.node.start().await?;
     life.end().await?;
     let mut second = Life::named(&case, Kind::OwnNetwork, life.id());

@@ -206,6 +206,7 @@ impl Finisher {
         let Work { id, state_dir, shim: Some(shim), .. } = &self.work else { return Ok(true) };
         let folder = state_dir.clone();
         let is_sandbox = blocking(move || Ok(journal::exists(&folder))).await?;
+        let failed = |source| Error::Shim { pid: shim.pid, source };
         let mut refused = None;
         if let Some(living) = Living::find(shim, id).await {
             let asked = if is_sandbox {
@@ -214,13 +215,12 @@ impl Finisher {
                 living.let_go_container(id).await
             };
             refused = asked.err();
-            let failed = |source| Error::Shim { pid: shim.pid, source };
             if refused.is_none() && shim.ended_within(END).await.map_err(failed)? {
                 return Ok(true);
             }
         }
         let pid = shim.pid;
-        if !is_sandbox && shim.is_alive() {
+        if !is_sandbox && shim.is_alive().map_err(failed)? {
             let tasks_dir = state_dir.join("tasks");
             let records = {
                 let folder = tasks_dir.clone();

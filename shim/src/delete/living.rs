@@ -44,7 +44,7 @@ impl Living {
     /// The shim of `record`, if it lives, is the one behind its socket, and answers. Where that cannot be found out it
     /// does not answer.
     pub async fn find(record: &DaemonRecord, id: &Id) -> Option<Self> {
-        if !record.is_alive() {
+        if !record.is_alive().ok()? {
             return None;
         }
         timeout(PROBE, async {

@@ -47,7 +47,7 @@ pub(super) async fn create(
         return Err(Error::Exists(format!("container \"{}\" of the OCI runtime", request.id)));
     }
     let mut record =
-        Record::new(request.id.clone(), request.bundle.clone(), request.runtime.clone());
+        Record::new(request.id.clone(), request.bundle.clone(), request.runtime.clone())?;
     record.rootfs_mounted = !request.rootfs.is_empty();
     record.consoles = Some(parties.consoles(&request.id));
     let group = spec::cgroups_path(&spec);

@@ -15,8 +15,9 @@ use super::{Ended, Error, Streams, stdio::Io};
 /// A process that has been started by the runtime.
 pub(super) struct Live {
     pub(super) pid: i32,
-    /// Absent when it had ended before it could be held.
+    /// Absent when it had ended before it could be held, or could not be held then.
     pinned: Option<Pinned>,
+    exited: Exited,
 }
 
 /// Where a process is in its life.
@@ -48,19 +49,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Live {
     /// Takes over process `pid`, which a call of the runtime has just started.
     pub(super) fn adopt(pid: i32, call: &Expecting) -> (Arc<Self>, Exited) {
-        let pinned = Pinned::new(pid, None);
+        // Where it cannot be held now, it is tried again when it is to be signalled.
+        let pinned = Pinned::new(pid, None).ok().flatten();
         let exited = call.adopt(pid);
         // One that was reaped before it was held has left its number to anybody.
         let pinned = pinned.filter(|_| exited.now().is_none());
-        (Arc::new(Self { pid, pinned }), exited)
+        (Arc::new(Self { pid, pinned, exited: exited.clone() }), exited)
     }
 
     pub(super) fn signal(&self, signal: Signal) -> Result<(), Error> {
-        match self.pinned.as_ref().map(|pinned| pinned.signal(signal)) {
-            Some(Ok(true)) => Ok(()),
-            Some(Ok(false)) | None => Err(Error::Finished),
-            Some(Err(error)) => Err(Error::at("signal", format!("process {}", self.pid))(error)),
-        }
+        let failed = || Error::at("signal", format!("process {}", self.pid));
+        let late;
+        let pinned = if let Some(pinned) = &self.pinned {
+            pinned
+        } else {
+            late = Pinned::new(self.pid, None).map_err(failed())?;
+            // Only while it is not reaped the number is its own, and held it stays so.
+            let held = late.as_ref().filter(|_| self.exited.now().is_none());
+            held.ok_or(Error::Finished)?
+        };
+        if pinned.signal(signal).map_err(failed())? { Ok(()) } else { Err(Error::Finished) }
     }
 }
 

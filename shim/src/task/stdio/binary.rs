@@ -78,7 +78,7 @@ impl Logger {
         }
         let (exited, child) = reaper.spawn(&mut command).map_err(fail("start log program"))?;
         drop((child, ends, tell));
-        let process = Pinned::new(exited.pid(), None);
+        let process = Pinned::new(exited.pid(), None).map_err(fail("hold log program"))?;
         let logger = Self { exited, process };
         let spoke = timeout(READY, first_byte(ready)).await;
         match spoke {
