@@ -34,6 +34,13 @@ pub async fn removed(bundle: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether the bundle is certain not to be there. Looked for away from the async thread.
+pub async fn is_gone(bundle: &Path) -> bool {
+    let bundle = bundle.to_owned();
+    let there = tokio::task::spawn_blocking(move || bundle.try_exists()).await;
+    matches!(there, Ok(Ok(false)))
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -34,7 +34,7 @@ use crate::{
     logging, memory,
     publisher::Publisher,
     services::{self, Ending, Incoming},
-    socket,
+    socket, watchdog,
 };
 
 /// Threads for calls that sleep in the kernel: their stack, their number, how long they stay without work.
@@ -46,9 +46,8 @@ const LAST_ANSWER: Duration = Duration::from_secs(2);
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 /// How long it waits at its end for whoever has the lock of its state folder.
 const LAST_LOCK: Duration = Duration::from_secs(1);
-/// How long a shim without bundle waits before it tries again to take its sandbox down, at first and at most.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// How often the bundle is looked for where its removal cannot be watched for.
+const LOOK_FOR_BUNDLE: Duration = Duration::from_mins(1);
 
 /// The daemon cannot serve.
 #[derive(Debug, Error)]
@@ -95,11 +94,8 @@ fn set_up_and_serve(
 ) -> Result<(), Error> {
     let keep = say.iter().map(AsFd::as_fd).chain([listener.as_fd()]).collect::<Vec<_>>();
     detach::leave(&keep).map_err(io("become a daemon"))?;
-    logging::start(
-        &launch.bundle,
-        launch.level,
-        format!("namespace={} id={}", launch.namespace, launch.id),
-    );
+    let fields = format!("namespace={} id={}", launch.namespace, launch.id);
+    logging::start(&launch.bundle, launch.level, fields.clone());
     let (options, warnings) = HandlerOptions::load(launch.options.clone())?;
     for warning in warnings {
         log::warn!("{warning}");
@@ -114,6 +110,9 @@ fn set_up_and_serve(
             .map_err(|source| Error::Cgroup { path: cgroup.clone(), source })?;
     }
     let record = StateRecord::write(&launch, options.shim())?;
+    if let Err(error) = watchdog::start(fields) {
+        log::warn!("nobody watches whether this shim hangs: {error}");
+    }
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -138,6 +137,8 @@ fn runtime() -> io::Result<Runtime> {
         .thread_stack_size(BLOCKING_STACK)
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_keep_alive(BLOCKING_IDLE)
+        .on_thread_park(watchdog::asleep)
+        .on_thread_unpark(watchdog::awake)
         .build()
 }
 
@@ -202,19 +203,14 @@ async fn serve(
 /// it holds, and ends.
 async fn end_with_bundle(bundle: PathBuf, services: services::Services, ending: Arc<Ending>) {
     if let Err(error) = bundle::removed(&bundle).await {
+        // No watch to be had (fs.inotify.max_user_instances): then it is looked for now and then.
         log::warn!("watch the bundle {}: {error}", bundle.display());
-        return;
+        while !bundle::is_gone(&bundle).await {
+            tokio::time::sleep(LOOK_FOR_BUNDLE).await;
+        }
     }
     log::warn!("containerd has removed this shim's bundle: ending");
-    let mut pause = FIRST_PAUSE;
-    while let Err(error) = services.abandon().await {
-        log::error!("end without a bundle: {error}");
-        if pause > LONGEST_PAUSE {
-            return;
-        }
-        tokio::time::sleep(pause).await;
-        pause *= 2;
-    }
+    services::give_up(|| services.abandon()).await;
     ending.begin();
 }
 

@@ -7,13 +7,18 @@ use std::{
     fmt::Write as _,
     fs::File,
     io::{self, Write},
-    os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use crate::watchdog;
 
 /// The most that a pipe takes in one piece.
 const LINE_LIMIT: usize = 4096;
@@ -58,12 +63,14 @@ impl Pipe {
         let gone = |file: &File| file.metadata().is_ok_and(|meta| meta.nlink() == 0);
         if file.as_ref().is_none_or(gone) {
             *file = open(&self.path).ok();
+            watchdog::log_to(file.as_ref().map(AsRawFd::as_raw_fd));
         }
         if let Some(mut pipe) = file.as_ref()
             && let Err(error) = pipe.write(line)
             // Full: the line is lost, and the next may find room.
             && error.kind() != io::ErrorKind::WouldBlock
         {
+            watchdog::log_to(None);
             *file = None;
         }
     }

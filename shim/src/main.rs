@@ -16,6 +16,7 @@ mod services;
 mod socket;
 mod start;
 mod task;
+mod watchdog;
 
 use std::{
     env,

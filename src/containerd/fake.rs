@@ -45,6 +45,7 @@ struct State {
     always: HashMap<String, Fault>,
     containers: BTreeMap<Id, Container>,
     leases: BTreeSet<String>,
+    forgotten: BTreeSet<Id>,
     images: BTreeMap<String, Image>,
     unpacked: BTreeSet<(String, String)>,
     snapshots: BTreeMap<(String, String), Vec<Mount>>,
@@ -85,6 +86,11 @@ impl FakeContainerd {
             container.task = Some(TaskStatus::Stopped(exit));
         }
         self.exited.notify_waiters();
+    }
+
+    /// Removes the record of a sandbox from the store, where every other one has its record.
+    pub fn forget_sandbox(&self, id: &Id) {
+        self.state().forgotten.insert(id.clone());
     }
 
     /// Adds an image that is unpacked for `snapshotter`, and whose views are mounted by `mounts`.
@@ -274,6 +280,13 @@ impl Containerd for FakeContainerd {
         self.call("delete_lease", id, deadline, |state| {
             let found = state.leases.remove(id);
             Ok(if found { Released::Done } else { Released::AlreadyGone })
+        })
+        .await
+    }
+
+    async fn knows_sandbox(&self, sandbox: &Id, deadline: Instant) -> Result<bool, Error> {
+        self.call("knows_sandbox", sandbox.as_str(), deadline, |state| {
+            Ok(!state.forgotten.contains(sandbox))
         })
         .await
     }

@@ -17,6 +17,7 @@ use containerd_client::{
         content_client::ContentClient,
         images_client::ImagesClient,
         leases_client::LeasesClient,
+        sandbox::{StoreGetRequest, store_client::StoreClient},
         snapshots::{
             MountsRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
             snapshots_client::SnapshotsClient,
@@ -297,6 +298,20 @@ impl Containerd for Grpc {
             Ok(())
         });
         released(answer.await)
+    }
+
+    async fn knows_sandbox(&self, sandbox: &Id, deadline: Instant) -> Result<bool, Error> {
+        let call = format!("get the record of sandbox {:?}", sandbox.as_str());
+        let answer = self.call(call, deadline, |channel| async move {
+            let request = StoreGetRequest { sandbox_id: sandbox.to_string() };
+            StoreClient::new(channel).get(self.request(request)?).await?;
+            Ok(())
+        });
+        match answer.await {
+            Ok(()) => Ok(true),
+            Err(Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     async fn image_chain(&self, reference: &str, deadline: Instant) -> Result<Image, Error> {

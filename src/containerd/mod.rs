@@ -65,6 +65,9 @@ pub trait Containerd: Send + Sync {
     /// Deletes a lease; what only it kept is then containerd's to collect.
     async fn delete_lease(&self, id: &str, deadline: Instant) -> Result<Released, Error>;
 
+    /// Whether the store of sandboxes has a record of `sandbox`.
+    async fn knows_sandbox(&self, sandbox: &Id, deadline: Instant) -> Result<bool, Error>;
+
     /// Finds an image and the snapshot that holds its content, for this machine's platform.
     async fn image_chain(&self, reference: &str, deadline: Instant) -> Result<Image, Error>;
 

@@ -9,6 +9,7 @@ pub mod daemon_record;
 mod door;
 mod error;
 mod namespaces;
+mod owner;
 mod pod_spec;
 mod prepare;
 mod progress;

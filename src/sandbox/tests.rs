@@ -158,6 +158,11 @@ impl World {
         world
     }
 
+    fn asked_for_owner(&self) -> usize {
+        let calls = self.containerd.calls();
+        calls.iter().filter(|call| call.starts_with("knows_sandbox")).count()
+    }
+
     fn netns(&self) -> PathBuf {
         format!("/run/netns/mooring-unit--{}", self.id).into()
     }
@@ -201,6 +206,40 @@ impl World {
 
 fn id(text: &str) -> Id {
     Id::new(text).unwrap()
+}
+
+#[tokio::test]
+async fn a_sandbox_that_was_created_and_forgotten_is_noticed() {
+    let world = World::new("forgotten");
+    world.sandbox.create(world.request()).await.unwrap();
+    world.containerd.forget_sandbox(&world.id);
+    // A containerd that is away knows nothing, also not that there is no such sandbox.
+    world.containerd.fault_once("knows_sandbox", Fault::CloseBefore);
+    world.containerd.fault_once("knows_sandbox", Fault::Hang);
+    tokio::time::pause();
+    let forgotten = timeout(Duration::from_mins(10), world.sandbox.was_forgotten()).await;
+    assert_eq!((forgotten, world.asked_for_owner()), (Ok(true), 3));
+    tokio::time::resume();
+    world.sandbox.shutdown().await.unwrap();
+    assert!(world.left().is_empty() && !world.state_dir().exists());
+}
+
+#[tokio::test]
+async fn a_sandbox_that_has_an_owner_waits_for_him() {
+    let world = World::new("owned");
+    world.sandbox.create(world.request()).await.unwrap();
+    tokio::time::pause();
+    let waiting = timeout(Duration::from_secs(630), world.sandbox.was_forgotten()).await;
+    assert!(waiting.is_err() && world.asked_for_owner() == 10, "{}", world.asked_for_owner());
+    tokio::time::resume();
+    world.sandbox.start().await.unwrap();
+    world.containerd.forget_sandbox(&world.id);
+    tokio::time::pause();
+    // It runs, and nobody is asked.
+    assert!(!world.sandbox.was_forgotten().await);
+    assert_eq!(world.asked_for_owner(), 10);
+    tokio::time::resume();
+    world.sandbox.shutdown().await.unwrap();
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use containerd_shim_protos::sandbox_api::StopSandboxRequest;
+use containerd_shim_protos::sandbox_api::{PingRequest, StopSandboxRequest};
 use containerd_shim_protos::sandbox_async::SandboxClient;
 use containerd_shim_protos::ttrpc::asynchronous::Client;
 use containerd_shim_protos::ttrpc::context;
@@ -28,6 +28,13 @@ impl Direct {
         let client =
             Client::connect(address).await.map_err(|error| anyhow!("{address}: {error}"))?;
         Ok(Self { sandbox: SandboxClient::new(client) })
+    }
+
+    /// `PingSandbox`.
+    pub async fn ping(&self, id: &str, limit: Duration) -> Result<()> {
+        let request = PingRequest { sandbox_id: id.to_owned(), ..Default::default() };
+        let answer = self.sandbox.ping_sandbox(context::with_duration(limit), &request).await;
+        answer.map(drop).map_err(|error| anyhow!("PingSandbox: {error}"))
     }
 
     /// `StopSandbox`.

@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    os::fd::AsRawFd,
     pin::Pin,
     sync::{
         Arc,
@@ -20,7 +21,7 @@ use tokio::{
     time::{Sleep, sleep, timeout},
 };
 
-use crate::memory;
+use crate::{memory, watchdog};
 
 /// How long to wait before connections are taken again after the kernel had no room for one.
 const NO_ROOM: Duration = Duration::from_millis(100);
@@ -108,6 +109,8 @@ impl<F: FnMut() + Unpin> Stream for Incoming<F> {
 }
 
 pub struct Watched {
+    /// Dropped before the descriptor is closed.
+    _unread: watchdog::Connection,
     stream: UnixStream,
     frames: Frames,
     last: Arc<LastAnswer>,
@@ -117,7 +120,8 @@ pub struct Watched {
 
 impl Watched {
     fn new(stream: UnixStream, last: Arc<LastAnswer>) -> Self {
-        Self { stream, frames: Frames::default(), last, answered: false }
+        let unread = watchdog::Connection::new(stream.as_raw_fd());
+        Self { _unread: unread, stream, frames: Frames::default(), last, answered: false }
     }
 }
 
@@ -143,7 +147,7 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let Self { stream, frames, last, answered } = &mut *self;
+        let Self { stream, frames, last, answered, .. } = &mut *self;
         let written = ready!(Pin::new(stream).poll_write(cx, bytes))?;
         memory::worked();
         let sent = bytes.get(..written).unwrap_or(bytes);

@@ -7,7 +7,7 @@ mod sandbox;
 pub mod status;
 mod task;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use containerd_shim_protos::{
     sandbox_async::create_sandbox, shim_async::create_task, ttrpc::asynchronous::Service,
@@ -26,6 +26,9 @@ use crate::{launch::Launch, publisher::Publisher, task::Tasks};
 
 pub use listener::{Incoming, LastAnswer};
 
+/// How long a shim that nobody owns waits before it tries again to take its sandbox down, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// The older name of the task service. Its messages are the same.
 const TASK_V2: &str = "containerd.task.v2.Task";
 
@@ -58,6 +61,19 @@ impl Ending {
     /// The answer to wait for.
     pub fn last_answer(&self) -> Arc<LastAnswer> {
         Arc::clone(&self.last)
+    }
+}
+
+/// Takes down a sandbox that nobody owns any more, again and again until it succeeds.
+pub async fn give_up<F>(take_down: impl Fn() -> F)
+where
+    F: Future<Output = Result<(), mooring::sandbox::Error>>,
+{
+    let mut pause = FIRST_PAUSE;
+    while let Err(error) = take_down().await {
+        log::error!("take down a sandbox that nobody owns: {error}");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 

@@ -22,6 +22,7 @@ use containerd_shim_protos::{
 use mooring::{
     cgroup,
     error::{Code, Coded},
+    failpoint,
     sandbox::{self, CreateRequest, Sandbox},
     sys::architecture,
 };
@@ -31,7 +32,10 @@ use super::{
     convert::{mount, timestamp, value},
     status::{answer, status, to_the_end},
 };
-use crate::task::{self, PodError};
+use crate::{
+    task::{self, PodError},
+    watchdog,
+};
 
 /// CRI's words for the state of a sandbox.
 const READY: &str = "SANDBOX_READY";
@@ -123,6 +127,7 @@ impl Service for SandboxService {
             annotations: request.annotations.into_iter().collect(),
         };
         to_the_end(async move { sandbox.create(request).await.map_err(failed) }).await?;
+        tokio::spawn(end_when_forgotten(Arc::clone(&self.sandbox), Arc::clone(&self.ending)));
         Ok(CreateSandboxResponse::new())
     }
 
@@ -170,7 +175,11 @@ impl Service for SandboxService {
         }
         let timeout = patience(request.timeout_secs, context.timeout_nano);
         let (sandbox, failed) = (Arc::clone(&self.sandbox), self.failed("stop"));
-        to_the_end(async move { sandbox.stop(timeout).await.map_err(failed) }).await?;
+        to_the_end(async move {
+            let _watched = watchdog::stopping();
+            sandbox.stop(timeout).await.map_err(failed)
+        })
+        .await?;
         Ok(StopSandboxResponse::new())
     }
 
@@ -212,6 +221,7 @@ impl Service for SandboxService {
         request: PingRequest,
     ) -> ttrpc::Result<PingResponse> {
         self.check("ping", &request.sandbox_id)?;
+        failpoint::pass("ping");
         self.sandbox.ping().map_err(self.failed("ping"))?;
         Ok(PingResponse::new())
     }
@@ -225,6 +235,7 @@ impl Service for SandboxService {
         let (sandbox, failed) = (Arc::clone(&self.sandbox), self.failed("shut down"));
         let (ending, stream) = (Arc::clone(&self.ending), context.mh.stream_id);
         to_the_end(async move {
+            let _watched = watchdog::stopping();
             sandbox.shutdown().await.map_err(failed)?;
             // Also when the client has gone meanwhile: nobody asks a second time.
             ending.after(stream);
@@ -250,6 +261,19 @@ impl Service for SandboxService {
         metric.data = MessageField::some(data);
         Ok(response)
     }
+}
+
+/// A sandbox that its client has forgotten before it was started would stay for ever: it is taken down, and the shim ends.
+async fn end_when_forgotten(sandbox: Arc<Sandbox>, ending: Arc<Ending>) {
+    if !sandbox.was_forgotten().await {
+        return;
+    }
+    log::warn!(
+        "sandbox {}: created, not started, and forgotten by containerd: ending",
+        sandbox.id()
+    );
+    super::give_up(|| sandbox.shutdown()).await;
+    ending.begin();
 }
 
 /// The shorter of what the request and its transport allow; nothing is for ever.
