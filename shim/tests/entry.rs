@@ -222,7 +222,9 @@ fn shutdown_is_answered_then_nothing_is_left() {
         let bundle = Bundle::new("ends");
         let daemon = bundle.start();
         let request = ShutdownRequest { id: "ends".into(), ..ShutdownRequest::default() };
-        daemon.task.shutdown(soon(), &request).unwrap();
+        // As containerd does: the connection is closed once the answer is there.
+        let client = Client::connect(&format!("unix://{}", daemon.socket.display())).unwrap();
+        TaskClient::new(client).shutdown(soon(), &request).unwrap();
         let answered = Instant::now();
         assert!(daemon.ends_within(Duration::from_secs(10)));
         assert!(is_empty(&bundle.sockets()) && is_empty(&bundle.state()));
