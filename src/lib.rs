@@ -16,6 +16,7 @@ pub mod network;
 pub mod options;
 pub mod process;
 pub mod released;
+pub mod resources;
 pub mod runtime;
 pub mod sandbox;
 pub mod sys;

@@ -1,11 +1,9 @@
 //! The mounted hierarchies of this machine.
 
-use std::{
-    fs,
-    path::{Component, Path, PathBuf},
-};
+use std::path::{Component, Path, PathBuf};
 
 use super::{Cgroup, Error};
+use crate::sys::mountinfo;
 
 /// Which hierarchies there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,31 +49,25 @@ impl Hierarchies {
     /// Reads them from this process's mount table.
     pub fn read() -> Result<Self, Error> {
         let table = Path::new("/proc/self/mountinfo");
-        Ok(Self::parse(&fs::read_to_string(table).map_err(Error::at("read", table))?))
+        Ok(Self::of(mountinfo::read().map_err(Error::at("read", table))?))
     }
 
-    fn parse(table: &str) -> Self {
+    fn of(table: Vec<mountinfo::Entry>) -> Self {
         let mut all: Vec<Hierarchy> = Vec::new();
-        for line in table.lines() {
-            let Some((place, kind)) = line.split_once(" - ") else { continue };
-            let mut kind = kind.split(' ');
-            let (Some(system), _, Some(options)) = (kind.next(), kind.next(), kind.next()) else {
-                continue;
-            };
-            let controllers = match system {
+        for mount in table {
+            let controllers = match mount.kind.as_str() {
                 "cgroup2" => Vec::new(),
                 "cgroup" => {
-                    options.split(',').filter(|o| is_controller(o)).map(str::to_owned).collect()
+                    let options = mount.super_options.split(',');
+                    options.filter(|option| is_controller(option)).map(str::to_owned).collect()
                 }
                 _ => continue,
             };
-            let mut place = place.split(' ').skip(3);
-            let (Some(root), Some(mount)) = (place.next(), place.next()) else { continue };
             // The same hierarchy may be mounted again elsewhere; the first is the machine's.
             if all.iter().any(|known| known.controllers == controllers) {
                 continue;
             }
-            all.push(Hierarchy { controllers, mount: mount.into(), root: root.into() });
+            all.push(Hierarchy { controllers, mount: mount.target, root: mount.root });
         }
         Self { all }
     }
@@ -158,6 +150,10 @@ fn is_controller(option: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn parse(table: &str) -> Hierarchies {
+        Hierarchies::of(mountinfo::parse(table.as_bytes()))
+    }
+
     const HYBRID: &str = "\
 25 30 0:22 / /sys/fs/cgroup rw,nosuid - tmpfs tmpfs rw,mode=755
 26 25 0:23 / /sys/fs/cgroup/unified rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate
@@ -169,16 +165,16 @@ mod tests {
 
     #[test]
     fn hybrid_hierarchies_are_told_apart() {
-        let all = Hierarchies::parse(HYBRID);
+        let all = parse(HYBRID);
         assert_eq!(all.mode(), Mode::Hybrid);
         assert_eq!(all.all.len(), 4);
         let unified = "1 0 0:2 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
-        assert_eq!(Hierarchies::parse(unified).mode(), Mode::Unified);
+        assert_eq!(parse(unified).mode(), Mode::Unified);
     }
 
     #[test]
     fn a_process_at_the_root_of_a_hierarchy_has_no_group_there() {
-        let group = Hierarchies::parse(HYBRID)
+        let group = parse(HYBRID)
             .parse_groups("4:memory:/\n3:cpu,cpuacct:/pod/a\n1:name=systemd:/pod/a\n0::/pod/a\n");
         assert_eq!(group.v2.as_deref(), Some(Path::new("/sys/fs/cgroup/unified/pod/a")));
         assert_eq!(
@@ -190,7 +186,7 @@ mod tests {
 
     #[test]
     fn paths_that_climb_are_refused() {
-        let all = Hierarchies::parse(HYBRID);
+        let all = parse(HYBRID);
         for path in ["", "/", "..", "/a/../..", "a/..", "./"] {
             assert!(all.group(path).is_err(), "{path:?}");
         }

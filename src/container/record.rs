@@ -5,10 +5,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, start_time};
-use crate::{cgroup::Cgroup, id::Id, runtime::RuntimeSettings, sys::boot::BootId};
+use crate::{
+    cgroup::Cgroup,
+    id::Id,
+    runtime::RuntimeSettings,
+    sys::{boot::BootId, replace},
+};
 
 /// The form of the record. A newer shim reads older ones; an older one refuses newer ones.
 const VERSION: u32 = 1;
@@ -88,22 +94,25 @@ impl Record {
             let path = path.clone();
             move |source| Error::File { deed, path, source }
         };
-        // A container's id never begins with a dot, so this name is nobody else's.
-        let fresh = dir.join(format!(".{}.new", self.id));
         let text = serde_json::to_vec(self).map_err(|error| fail("write")(error.into()))?;
         fs::create_dir_all(dir).map_err(fail("make the folder of"))?;
-        fs::write(&fresh, text).map_err(fail("write"))?;
-        fs::rename(&fresh, &path).map_err(fail("write"))
+        // A container's id never begins with a dot, so the draft's name is nobody else's.
+        replace::file(&path, &text, 0o600, false).map_err(fail("write"))
     }
 
-    /// Forgets the record.
+    /// Forgets the record of a container of which nothing is left. One that stays on a broken or read-only disk names
+    /// nothing, and is no reason to keep a pod.
     pub fn remove(dir: &Path, id: &Id) -> Result<(), Error> {
         let path = Self::path(dir, id);
         match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(Error::File { deed: "remove", path, source })
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source)
+                if matches!(Errno::from_io_error(&source), Some(Errno::ROFS | Errno::IO)) =>
+            {
+                log::warn!("remove {}: {source}", path.display());
+                Ok(())
             }
-            _ => Ok(()),
+            removed => removed.map_err(|source| Error::File { deed: "remove", path, source }),
         }
     }
 

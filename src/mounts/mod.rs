@@ -24,4 +24,4 @@ pub use idmap::UserNamespace;
 pub(crate) use idmap::proc_path;
 pub(crate) use mount::open_within;
 pub use mount::{Mount, mount_all, mount_all_mapped};
-pub use unmount::{unmount_all, unmount_tree};
+pub use unmount::unmount_all;

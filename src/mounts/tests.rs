@@ -37,7 +37,10 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        unmount_tree(self.0.path()).unwrap();
+        let all = mountinfo::read().unwrap().into_iter().rev();
+        for entry in all.filter(|entry| entry.target.starts_with(self.0.path())) {
+            unmount_all(&entry.target).unwrap();
+        }
     }
 }
 

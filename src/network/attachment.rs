@@ -15,7 +15,7 @@ use super::{
     AddResult, AttachmentRecord, Call, CniPlugins, Error, NetworkRecord, NetworkResult, Operation,
     Outcome, PluginError, Settings, Target,
     cache::{CachedAttachment, Slot},
-    conf::{self, NetworkList, WITH_CHECK, WITH_STATUS},
+    conf::{NetworkList, WITH_CHECK, WITH_STATUS},
     netns,
 };
 use crate::released::Released;
@@ -105,37 +105,6 @@ pub async fn detach(
     Ok(released)
 }
 
-/// Asks the plugins whether every attached network is as the ADD made it.
-pub async fn check(
-    plugins: &dyn CniPlugins,
-    record: &AttachmentRecord,
-    deadline: Option<Instant>,
-) -> Result<(), Error> {
-    let runner = Runner { plugins, settings: &record.settings, deadline };
-    for network in record.networks.iter().filter(|n| n.outcome == Outcome::Added) {
-        let past = past_of(record, network).await?.0;
-        if past.list.checks() {
-            let target = target_of(record, network, true);
-            runner.each(Operation::Check, &past, &target, false).await?;
-        }
-    }
-    Ok(())
-}
-
-/// Asks the plugins of the configured networks whether they can take pods. Only plugins of CNI 1.1 can be asked.
-pub async fn status(
-    plugins: &dyn CniPlugins,
-    settings: &Settings,
-    deadline: Option<Instant>,
-) -> Result<(), Error> {
-    let loading = settings.clone();
-    let lists = blocking("load CNI configurations", move || conf::load(&loading)).await??;
-    for list in &lists {
-        status_of(&Runner { plugins, settings, deadline }, list).await?;
-    }
-    Ok(())
-}
-
 async fn status_of(runner: &Runner<'_>, list: &NetworkList) -> Result<(), Error> {
     if list.speaks(WITH_STATUS) {
         for plugin in list.plugins() {
@@ -193,7 +162,7 @@ async fn del_network(
     };
     let runner = Runner { plugins, settings: &record.settings, deadline };
     let target = target_of(record, network, netns_open);
-    runner.each(Operation::Del, &past, &target, !owed).await?;
+    runner.del_each(&past, &target, !owed).await?;
     let slot = slot_of(record, network)?;
     blocking("forget the CNI result", move || slot.remove()).await??;
     Ok(())
@@ -212,7 +181,7 @@ pub(super) async fn del_cached(
     let netns = if netns::is_open(&netns) { netns } else { PathBuf::new() };
     let target = Target { container_id, netns, ifname, args };
     let runner = Runner { plugins, settings, deadline };
-    runner.each(Operation::Del, &Past { list, capabilities, result }, &target, false).await?;
+    runner.del_each(&Past { list, capabilities, result }, &target, false).await?;
     blocking("forget the CNI result", move || slot.remove()).await??;
     Ok(())
 }
@@ -312,24 +281,14 @@ impl Runner<'_> {
         })
     }
 
-    /// CHECK in order or DEL in reverse, of every plugin. An attempt goes on after a failure and only logs it.
-    async fn each(
-        &self,
-        operation: Operation,
-        past: &Past,
-        target: &Target,
-        attempt: bool,
-    ) -> Result<(), Error> {
+    /// DEL of every plugin, in reverse. An attempt goes on after a failure and only logs it.
+    async fn del_each(&self, past: &Past, target: &Target, attempt: bool) -> Result<(), Error> {
         let Past { list, capabilities, result } = past;
         let previous = result.as_ref().filter(|_| list.speaks(WITH_CHECK));
-        let mut plugins: Vec<_> = list.plugins().iter().collect();
-        if operation == Operation::Del {
-            plugins.reverse();
-        }
-        for plugin in plugins {
+        for plugin in list.plugins().iter().rev() {
             let config = list.input(plugin, previous, capabilities);
             let name = list.name();
-            match self.call(operation, name, &plugin.kind, config, Some(target)).await {
+            match self.call(Operation::Del, name, &plugin.kind, config, Some(target)).await {
                 Ok(_) => {}
                 Err(error) if attempt || is_gone(&error, &target.netns) => log::warn!("{error}"),
                 Err(error) => return Err(error),

@@ -3,9 +3,9 @@
 //! Tools that know libcni's layout read ours, and its files are read here.
 
 use std::{
-    fs::{self, DirBuilder, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -19,7 +19,7 @@ use super::{
     conf::{ConfProblem, NetworkList, is_name},
     record::is_ifname,
 };
-use crate::released::Released;
+use crate::{released::Released, sys::replace};
 
 const KIND: &str = "cniCacheV1";
 
@@ -211,25 +211,9 @@ fn write(path: &Path, attachment: &CachedAttachment) -> Result<(), CacheProblem>
         capability_args: Some(capabilities).filter(|capabilities| !capabilities.is_empty()),
         result,
     };
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput).into());
-    };
+    let folder = path.parent().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let draft = folder.join(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
-    let bytes = serde_json::to_vec(&file)?;
-    let written = write_draft(&draft, &bytes).and_then(|()| fs::rename(&draft, path));
-    if written.is_err() {
-        // Best effort: the failure to write is what the caller has to know.
-        let _ = fs::remove_file(&draft);
-    }
-    Ok(written?)
-}
-
-fn write_draft(draft: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(draft)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+    Ok(replace::file(path, &serde_json::to_vec(&file)?, 0o600, true)?)
 }
 
 /// Every attachment in the cache, whoever made it, and an error for every file that cannot be understood.

@@ -52,7 +52,6 @@ pub struct NetworkList {
     name: String,
     cni_version: String,
     version: Version,
-    disable_check: bool,
     disable_gc: bool,
     plugins: Vec<Plugin>,
     document: Value,
@@ -92,9 +91,8 @@ impl NetworkList {
             .enumerate()
             .map(|(index, entry)| Plugin::from_value(entry).ok_or(ConfProblem::NoType(index)))
             .collect::<Result<_, _>>()?;
-        let disable_check = flag(&document, "disableCheck")?;
         let disable_gc = flag(&document, "disableGC")?;
-        Ok(Self { name, cni_version, version, disable_check, disable_gc, plugins, document })
+        Ok(Self { name, cni_version, version, disable_gc, plugins, document })
     }
 
     /// Understands a configuration list in JSON.
@@ -128,10 +126,6 @@ impl NetworkList {
 
     pub(super) fn speaks(&self, version: Version) -> bool {
         self.version >= version
-    }
-
-    pub(super) fn checks(&self) -> bool {
-        self.speaks(WITH_CHECK) && !self.disable_check
     }
 
     pub(super) fn collects_garbage(&self) -> bool {

@@ -22,7 +22,7 @@ mod settings;
 #[cfg(test)]
 pub(crate) mod fake;
 
-pub use attachment::{add, attach, check, detach, status};
+pub use attachment::{add, attach, detach};
 pub use cache::{CacheProblem, CachedAttachment, cached_attachments};
 pub use conf::{ConfProblem, NetworkList, load};
 pub use error::Error;

@@ -13,12 +13,11 @@ use std::{
     },
     path::{Path, PathBuf},
     thread,
-    time::Duration,
 };
 
 use nix::{
     errno::Errno,
-    mount::{MntFlags, MsFlags, mount, umount2},
+    mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
     sys::statfs::{NSFS_MAGIC, fstatfs, statfs},
 };
@@ -30,6 +29,7 @@ use crate::{
     error::{Code, Coded},
     id::Id,
     released::Released,
+    sys::unmount,
 };
 
 /// The folder that `ip netns` and containerd use too.
@@ -37,10 +37,6 @@ pub const DEFAULT_DIR: &str = "/run/netns";
 
 /// Enough for the few system calls that a visiting thread makes, and for a caller's closure.
 const STACK: usize = 256 << 10;
-/// The pauses between attempts to unmount a busy namespace: 155 ms in all.
-const PATIENCE: [u64; 5] = [5, 10, 20, 40, 80];
-/// Mounts can lie on top of each other, but nobody stacks this many.
-const MOST_MOUNTS: usize = 32;
 
 /// A pinned network namespace, for the journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,25 +154,7 @@ pub fn pin(path: &Path, netns: BorrowedFd<'_>) -> Result<NetnsRecord, Error> {
 /// the async thread.
 pub fn release(record: &NetnsRecord) -> Result<Released, Error> {
     let path = &record.path;
-    let mut released = Released::AlreadyGone;
-    let mut patience = PATIENCE.iter();
-    for _ in 0..MOST_MOUNTS {
-        match umount2(path, MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) => released = Released::Done,
-            Err(Errno::EINVAL | Errno::ENOENT) => break,
-            Err(Errno::EBUSY) => {
-                if let Some(pause) = patience.next() {
-                    thread::sleep(Duration::from_millis(*pause));
-                    continue;
-                }
-                let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
-                umount2(path, flags).map_err(|error| failed("unmount", path, error))?;
-                log::warn!("network namespace {} was busy and is detached", path.display());
-                released = Released::Done;
-            }
-            Err(error) => return Err(failed("unmount", path, error)),
-        }
-    }
+    let released = unmount::all(path).map_err(|error| failed("unmount", path, error))?;
     match fs::remove_file(path) {
         Ok(()) => Ok(Released::Done),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(released),

@@ -19,8 +19,6 @@ pub enum Operation {
     Add,
     /// Detach the container.
     Del,
-    /// See whether the attachment is as it was made.
-    Check,
     /// See whether the network can take containers.
     Status,
     /// Remove what belongs to no valid attachment.
@@ -33,7 +31,6 @@ impl Operation {
         match self {
             Self::Add => "ADD",
             Self::Del => "DEL",
-            Self::Check => "CHECK",
             Self::Status => "STATUS",
             Self::Gc => "GC",
         }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -16,8 +16,12 @@ use crate::{
     mounts::Mount,
     network::netns,
     options::{AnyValue, NetworkOwner},
+    resources::PLAN,
     sys::{boot::BootId, namespaces},
-    teardown::journal::{self, About, JournalError, Store},
+    teardown::{
+        Executor,
+        journal::{self, About, JournalError, Store},
+    },
 };
 
 /// How long a creation waits for whoever still takes down an earlier sandbox of its name.
@@ -157,13 +161,14 @@ impl Sandbox {
             shim: i32::try_from(std::process::id()).ok(),
             boot: Some(boot),
         };
-        let store = Store::create(&self.env.state_dir(), about)?;
+        let store = Arc::new(Store::create(&self.env.state_dir(), about)?);
         Ok(Pod {
             config,
             network,
             bundle: request.bundle,
             annotations: request.annotations,
-            store: Arc::new(Mutex::new(store)),
+            teardown: Executor::new(PLAN, Arc::clone(&store)),
+            store,
             created_at,
             volumes: tokio::sync::Mutex::default(),
         })

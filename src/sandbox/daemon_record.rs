@@ -14,6 +14,7 @@ use crate::{
     sys::{
         boot::{self, BootId},
         identity::{self, Pinned},
+        replace,
     },
     teardown::journal::{self, FolderLock, JournalError},
 };
@@ -78,10 +79,8 @@ impl DaemonRecord {
                 break lock;
             }
         };
-        let fresh = state_dir.join("shim.json.new");
         let text = serde_json::to_vec(self).map_err(|error| failed(error.into()))?;
-        fs::write(&fresh, text).map_err(failed)?;
-        fs::rename(fresh, state_dir.join(FILE)).map_err(failed)
+        replace::file(&state_dir.join(FILE), &text, 0o600, false).map_err(failed)
     }
 
     /// The record in a state folder; nothing where there is none, or none that is understood.

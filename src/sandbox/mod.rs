@@ -1,7 +1,8 @@
 //! A sandbox: how it is created, started, watched and stopped. One file per verb.
 //!
 //! [`Sandbox`] is what the shim's Sandbox service calls. What the sandbox holds is in its journal
-//! ([`crate::teardown::journal`]); starting is a list of acquisitions into it, stopping is the plan over it.
+//! ([`crate::teardown::journal`]); starting is a list of acquisitions into it, stopping is the plan over it
+//! ([`crate::resources::PLAN`]).
 
 pub mod config;
 mod create;
@@ -21,10 +22,10 @@ mod stop;
 pub mod sweep;
 #[cfg(test)]
 mod sweep_tests;
+mod teardown;
 #[cfg(test)]
 mod tests;
 mod volumes;
-mod work;
 
 use std::{
     path::PathBuf,
@@ -42,7 +43,8 @@ use crate::{
     network::{CniPlugins, Observed},
     options::Options,
     process::Reaper,
-    teardown::journal::Store,
+    resources::{Action, Parties, Resource},
+    teardown::{Executor, journal::Store},
     telemetry::Telemetry,
 };
 pub use create::CreateRequest;
@@ -92,6 +94,11 @@ impl Environment {
         state_dir(&self.options, &self.namespace, &self.id)
     }
 
+    /// Who is needed to release what the sandbox holds.
+    fn parties(&self) -> Parties {
+        Parties { containerd: Arc::clone(&self.containerd), plugins: Arc::clone(&self.plugins) }
+    }
+
     /// The folder of the pod's files and mounts.
     pub fn run_dir(&self) -> PathBuf {
         self.options.run_root.join(&self.namespace).join(&self.id)
@@ -118,7 +125,8 @@ struct Pod {
     network: create::Network,
     bundle: PathBuf,
     annotations: std::collections::BTreeMap<String, String>,
-    store: Arc<Mutex<Store>>,
+    store: Arc<Store<Resource>>,
+    teardown: Executor<Resource, Action>,
     created_at: SystemTime,
     /// Image volumes are mounted once for all containers of the pod; one acquisition at a time.
     volumes: tokio::sync::Mutex<()>,

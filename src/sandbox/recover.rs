@@ -4,7 +4,7 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,7 +18,6 @@ use tokio::{
 use super::{
     daemon_record::{self, DaemonRecord},
     shutdown::remove_run_dir,
-    work,
 };
 use crate::{
     container::{self, Record},
@@ -28,10 +27,11 @@ use crate::{
     network::{CniPlugins, orphans},
     process::Reaper,
     released::Released,
+    resources::{Action, Parties, Resource, WITHOUT_SHIM},
     sys::boot,
     teardown::{
-        Executor, Observer, Step, StepReport, TeardownError, Work, WorkError,
-        journal::{self, JournalError, Left, Resource, Store},
+        Executor, Observer, Step, StepError, StepReport, StepWork, TeardownError,
+        journal::{self, FolderLock, JournalError, Left, Store},
     },
 };
 
@@ -54,6 +54,7 @@ impl Listener for Unheard {
 }
 
 /// The parties that a recovery needs.
+#[derive(Clone)]
 pub struct Recovery {
     /// Waits for this process's children.
     pub reaper: Reaper,
@@ -182,10 +183,7 @@ impl Recovery {
             Left::Records(lock) => {
                 self.end_containers(&state_dir, Instant::now() + CONTAINERS).await?;
                 self.listener.all_ended();
-                spawn_blocking(move || {
-                    daemon_record::remove_folder(&state_dir, shim.as_ref(), &lock)
-                })
-                .await??;
+                spawn_blocking(move || forget(&state_dir, shim.as_ref(), &lock)).await?;
                 Ok(true)
             }
             Left::Journal(store) => self.finish_sandbox(*store, shim).await.map(|()| true),
@@ -194,33 +192,31 @@ impl Recovery {
 
     async fn finish_sandbox(
         &self,
-        store: Store,
+        store: Store<Resource>,
         shim: Option<DaemonRecord>,
     ) -> Result<(), RecoverError> {
         let state_dir = store.folder().to_owned();
-        let about = store.journal().about.clone();
+        let about = store.look(|journal| journal.about.clone());
         // A plan that was at its end before may have left containers to their client, which will not come any more.
         self.end_containers(&state_dir, Instant::now() + CONTAINERS).await?;
         self.listener.all_ended();
-        let store = Arc::new(Mutex::new(store));
+        let store = Arc::new(store);
         let rebooted = boot::is_over(about.boot.as_ref()).map_err(RecoverError::Boot)?;
         let session = about.shim.or(shim.as_ref().map(|shim| shim.pid)).filter(|_| !rebooted);
-        let work = Dead { recovery: self, state_dir: &state_dir, shim: session, rebooted };
-        let executor = Executor {
-            sandbox: &about.id,
-            store: Arc::clone(&store),
-            work: &work,
-            observer: &Silent,
+        let steps = Remaining {
+            recovery: self.clone(),
+            state_dir: state_dir.clone(),
+            shim: session,
+            rebooted,
         };
-        executor.run().await?;
+        Executor::new(WITHOUT_SHIM, Arc::clone(&store)).run(Arc::new(steps), &Silent).await?;
         self.containerd.disconnect().await;
         spawn_blocking(move || {
             remove_run_dir(&about.run_dir);
             // Under the journal's own lock, so that nobody else takes up what is finished.
-            let store = store.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            daemon_record::remove_folder(&state_dir, shim.as_ref(), store.lock())
+            forget(&state_dir, shim.as_ref(), store.lock());
         })
-        .await??;
+        .await?;
         Ok(())
     }
 
@@ -264,10 +260,18 @@ impl Recovery {
     }
 }
 
+/// Removes the state folder of what has been released. It names nothing that is left, so that a broken or read-only disk
+/// is no reason to fail.
+fn forget(state_dir: &Path, shim: Option<&DaemonRecord>, lock: &FolderLock) {
+    if let Err(error) = daemon_record::remove_folder(state_dir, shim, lock) {
+        log::warn!("{error}");
+    }
+}
+
 /// The teardown of a sandbox whose shim is gone.
-struct Dead<'a> {
-    recovery: &'a Recovery,
-    state_dir: &'a Path,
+struct Remaining {
+    recovery: Recovery,
+    state_dir: PathBuf,
     /// The dead shim's process id, where it is known, in this boot.
     shim: Option<i32>,
     /// The machine was started anew since: processes and cgroups are gone, and who has their names is another.
@@ -275,26 +279,18 @@ struct Dead<'a> {
 }
 
 #[async_trait]
-impl Work for Dead<'_> {
-    async fn act(&self, step: Step, deadline: Instant) -> Result<(), WorkError> {
-        match step {
-            // Nobody can create containers any more: the shim is gone.
-            Step::Containers => self
-                .recovery
-                .end_containers(self.state_dir, deadline)
-                .await
-                .map_err(WorkError::from),
-            _ => Ok(()),
+impl StepWork<Resource, Action> for Remaining {
+    async fn act(&self, action: Action, deadline: Instant) -> Result<(), StepError> {
+        match action {
+            // Nobody can create containers any more.
+            Action::CloseDoor => Ok(()),
+            Action::StopContainers => {
+                Ok(self.recovery.end_containers(&self.state_dir, deadline).await?)
+            }
         }
     }
 
-    async fn release(
-        &self,
-        resource: &Resource,
-        _: journal::State,
-        deadline: Instant,
-    ) -> Result<Released, WorkError> {
-        let Recovery { containerd, plugins, .. } = self.recovery;
+    async fn release(&self, resource: &Resource, deadline: Instant) -> Result<Released, StepError> {
         if self.rebooted && matches!(resource, Resource::Cgroup(_) | Resource::Keeper(_)) {
             return Ok(Released::AlreadyGone);
         }
@@ -303,11 +299,13 @@ impl Work for Dead<'_> {
             let id = record.container_id.clone();
             let ended = spawn_blocking(move || orphans::end(&id, shim)).await;
             let ended = ended.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-            ended.map_err(|error| WorkError {
+            ended.map_err(|error| StepError {
                 code: code_of_io(&error),
                 message: format!("plugins that outlived their shim: {error}"),
             })?;
         }
-        work::release(resource, containerd, &**plugins, deadline).await
+        let Recovery { containerd, plugins, .. } = &self.recovery;
+        let (containerd, plugins) = (Arc::clone(containerd), Arc::clone(plugins));
+        resource.release(&Parties { containerd, plugins }, deadline).await
     }
 }

@@ -1,18 +1,16 @@
 //! ShutdownSandbox: what is left after the stop goes too, down to the journal.
 
-use std::{
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use super::{Error, Sandbox, State, blocking};
+use crate::teardown::journal;
 
 /// How long a shutdown waits for a teardown that its client did not ask for.
 const STOP: Duration = Duration::from_mins(1);
 
 impl Sandbox {
     /// Removes everything of the sandbox; the shim may end afterwards. An error leaves the journal, so that the
-    /// call can be repeated.
+    /// call can be repeated; a journal that cannot be removed is none.
     pub async fn shutdown(self: &Arc<Self>) -> Result<(), Error> {
         self.stop(Some(STOP)).await?;
         if let Some(tasks) = self.tasks.get() {
@@ -28,10 +26,12 @@ impl Sandbox {
             blocking(move || {
                 // The journal goes last: until then a crash can be cleaned up after.
                 remove_run_dir(&run_dir);
-                let store = pod.store.lock().unwrap_or_else(PoisonError::into_inner);
-                crate::teardown::journal::remove_folder(&state_dir, store.lock())
+                if let Err(error) = journal::remove_folder(&state_dir, pod.store.lock()) {
+                    // Nothing of the sandbox is left, so it names nothing. Its disk may be broken or read-only.
+                    log::warn!("sandbox {}: {error}", pod.store.id());
+                }
             })
-            .await??;
+            .await?;
         }
         *self.state() = State::Empty;
         Ok(())

@@ -1,10 +1,6 @@
 //! StartSandbox: the list of acquisitions. Whatever fails, the plan takes back what was acquired.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
-};
+use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use super::{Error, Pod, Sandbox, State, blocking, config::Scope, create::Network};
 use crate::{
@@ -12,7 +8,7 @@ use crate::{
     keeper::{Keeper, KeeperRecord, Net, User, Wanted},
     mounts::{files, kernel::System, shm},
     network::{self, netns},
-    teardown::journal::{JournalError, Resource, Store},
+    resources::Resource,
 };
 
 /// A started sandbox.
@@ -109,10 +105,10 @@ impl Sandbox {
             blocking(move || -> Result<(), Error> {
                 let store = &local.store;
                 let record = netns::NetnsRecord { path: path.clone() };
-                let entry = with(store, |s| s.intend(Resource::Netns(record)))?;
+                let entry = store.intend(Resource::Netns(record))?;
                 let namespace = netns::open(source.as_ref())?;
                 let record = netns::pin(&path, std::os::fd::AsFd::as_fd(&namespace))?;
-                with(store, |s| s.held(entry, Resource::Netns(record)))?;
+                store.held(entry, Resource::Netns(record))?;
                 Ok(())
             })
             .await??;
@@ -169,7 +165,11 @@ impl Sandbox {
         match attached {
             Ok(_) => pod.held(entry, Resource::Network(Box::new(record))).await,
             Err(error) => {
-                pod.update(entry, Resource::Network(Box::new(record))).await?;
+                // The start fails by what the plugin says; the teardown goes by what is known in memory.
+                if let Err(unwritten) = pod.update(entry, Resource::Network(Box::new(record))).await
+                {
+                    log::warn!("sandbox {}: {unwritten}", self.id());
+                }
                 Err(error.into())
             }
         }
@@ -223,13 +223,12 @@ impl Pod {
             dns: self.config.dns.clone(),
             owner,
         };
-        let entry =
-            with(store, |s| s.intend(Resource::Files(files::FilesRecord::in_dir(run_dir))))?;
+        let entry = store.intend(Resource::Files(files::FilesRecord::in_dir(run_dir)))?;
         let record = files::acquire(run_dir, &request)?;
-        with(store, |s| s.held(entry, Resource::Files(record)))?;
+        store.held(entry, Resource::Files(record))?;
         if self.config.ipc == Scope::Pod {
             let planned = shm::ShmRecord::in_dir(run_dir);
-            let entry = with(store, |s| s.intend(Resource::Shm(planned)))?;
+            let entry = store.intend(Resource::Shm(planned))?;
             let record = shm::acquire(&System, run_dir, self.config.shm_size)?;
             if let Some((user, group)) = owner
                 && let Err(error) = std::os::unix::fs::chown(&record.path, Some(user), Some(group))
@@ -237,7 +236,7 @@ impl Pod {
                 // Everybody may write to it all the same.
                 log::warn!("change the owner of {}: {error}", record.path.display());
             }
-            with(store, |s| s.held(entry, Resource::Shm(record)))?;
+            store.held(entry, Resource::Shm(record))?;
         }
         Ok(match &self.network {
             Network::Host => Net::Host,
@@ -246,9 +245,9 @@ impl Pod {
             Network::Own if needs_process && self.config.user.is_some() => Net::New,
             Network::Own => {
                 let planned = netns::NetnsRecord { path: own_path.to_owned() };
-                let entry = with(store, |s| s.intend(Resource::Netns(planned)))?;
+                let entry = store.intend(Resource::Netns(planned))?;
                 let record = netns::acquire(own_path)?;
-                with(store, |s| s.held(entry, Resource::Netns(record)))?;
+                store.held(entry, Resource::Netns(record))?;
                 Net::Join(own_path.to_owned())
             }
         })
@@ -256,38 +255,31 @@ impl Pod {
 
     fn acquire_cgroup(&self, path: &str) -> Result<Cgroup, Error> {
         let planned = cgroup::pod::plan(path)?;
-        let entry = with(&self.store, |s| s.intend(Resource::Cgroup(planned)))?;
+        let entry = self.store.intend(Resource::Cgroup(planned))?;
         let (group, record) = cgroup::pod::acquire(path)?;
-        with(&self.store, |s| s.held(entry, Resource::Cgroup(record)))?;
+        self.store.held(entry, Resource::Cgroup(record))?;
         Ok(group)
     }
 
     pub(super) async fn intend(&self, resource: Resource) -> Result<usize, Error> {
         let store = Arc::clone(&self.store);
-        Ok(blocking(move || with(&store, |s| s.intend(resource))).await??)
+        Ok(blocking(move || store.intend(resource)).await??)
     }
 
     pub(super) async fn held(&self, entry: usize, resource: Resource) -> Result<(), Error> {
         let store = Arc::clone(&self.store);
-        Ok(blocking(move || with(&store, |s| s.held(entry, resource))).await??)
+        Ok(blocking(move || store.held(entry, resource)).await??)
     }
 
     pub(super) async fn released(&self, entry: usize) -> Result<(), Error> {
         let store = Arc::clone(&self.store);
-        Ok(blocking(move || with(&store, |s| s.released(entry))).await??)
+        Ok(blocking(move || store.released(entry)).await??)
     }
 
     async fn update(&self, entry: usize, resource: Resource) -> Result<(), Error> {
         let store = Arc::clone(&self.store);
-        Ok(blocking(move || with(&store, |s| s.update(entry, resource))).await??)
+        Ok(blocking(move || store.update(entry, resource)).await??)
     }
-}
-
-fn with<T>(
-    store: &Mutex<Store>,
-    change: impl FnOnce(&mut Store) -> Result<T, JournalError>,
-) -> Result<T, JournalError> {
-    change(&mut store.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// What a pod's keeper is to hold.

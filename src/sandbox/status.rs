@@ -1,11 +1,11 @@
 //! SandboxStatus: what the sandbox is, and in words what it is doing.
 
-use std::{collections::BTreeMap, sync::PoisonError, time::SystemTime};
+use std::{collections::BTreeMap, time::SystemTime};
 
 use serde_json::json;
 
-use super::{Error, Sandbox, State, create::Network};
-use crate::{network::netns, teardown::journal::Resource};
+use super::{Error, Pod, Sandbox, State, create::Network};
+use crate::{network::netns, resources::Resource};
 
 /// The state of a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,21 +42,15 @@ impl Sandbox {
             let netns = match &pod.network {
                 Network::Host => None,
                 Network::Client(path) | Network::Attach(path) => Some(path.clone()),
-                Network::Own => {
-                    let store = pod.store.lock().unwrap_or_else(PoisonError::into_inner);
-                    store.journal().entries.iter().find_map(|entry| match &entry.resource {
-                        Resource::Netns(record) => Some(record.path.clone()),
-                        _ => None,
-                    })
-                }
-            };
-            let attachment = {
-                let store = pod.store.lock().unwrap_or_else(PoisonError::into_inner);
-                store.journal().entries.iter().find_map(|entry| match &entry.resource {
-                    Resource::Network(record) => serde_json::to_value(&record.networks).ok(),
+                Network::Own => pod.find(|resource| match resource {
+                    Resource::Netns(record) => Some(record.path.clone()),
                     _ => None,
-                })
+                }),
             };
+            let attachment = pod.find(|resource| match resource {
+                Resource::Network(record) => serde_json::to_value(&record.networks).ok(),
+                _ => None,
+            });
             let document = json!({
                 "pid": pid,
                 "processStatus": word,
@@ -100,5 +94,12 @@ impl Sandbox {
     pub fn cgroup_parent(&self) -> Result<String, Error> {
         let state = self.state();
         Ok(state.pod().ok_or(Error::NotFound)?.config.cgroup_parent.clone())
+    }
+}
+
+impl Pod {
+    /// The first answer that one of its resources gives.
+    fn find<T>(&self, answer: impl Fn(&Resource) -> Option<T>) -> Option<T> {
+        self.store.look(|journal| journal.entries.iter().find_map(|entry| answer(&entry.resource)))
     }
 }

@@ -7,8 +7,10 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{Error, Pod, Sandbox, State, blocking, shutdown::remove_run_dir, work::Live};
-use crate::teardown::{Executor, TeardownError};
+use super::{
+    Error, Pod, Sandbox, State, blocking, shutdown::remove_run_dir, teardown::ShimTeardown,
+};
+use crate::teardown::TeardownError;
 
 /// A teardown under way; callers join it.
 pub(super) type Run = watch::Receiver<Option<Result<(), TeardownError>>>;
@@ -85,15 +87,10 @@ impl Sandbox {
         }
         result
     }
+
     /// Does what the plan has left to do.
     pub(super) async fn run_plan(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<(), TeardownError> {
-        let work = Live { sandbox: self };
-        let executor = Executor {
-            sandbox: self.id(),
-            store: Arc::clone(&pod.store),
-            work: &work,
-            observer: &*self.progress,
-        };
-        executor.run().await
+        let steps = Arc::new(ShimTeardown { sandbox: Arc::clone(self) });
+        pod.teardown.run(steps, &*self.progress).await
     }
 }

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     id::Id,
+    resources::Resource,
     teardown::journal::{self, JournalError},
 };
 
@@ -52,7 +53,8 @@ async fn finish(
         let shim = DaemonRecord::load(&looked).map_err(failed)?;
         let alive = shim.as_ref().map_or(Ok(false), DaemonRecord::is_alive).map_err(failed)?;
         // Read without its lock: who serves it is told by what is in it, and that never changes.
-        let containerd = journal::read(&looked).ok().flatten().map(|it| it.about.grpc_address);
+        let containerd =
+            journal::read::<Resource>(&looked).ok().flatten().map(|it| it.about.grpc_address);
         Ok((shim, alive, containerd.unwrap_or_default()))
     };
     let (shim, alive, containerd) = tokio::task::spawn_blocking(look).await??;

@@ -26,11 +26,12 @@ use crate::{
         fake::{FakePlugins, Fault},
     },
     process::{Reaper, testing::TestChild},
+    resources::Resource,
     sys::{
         boot::BootId,
         identity::{Pinned, is_alive, start_time},
     },
-    teardown::journal::{self, About, Resource, Store},
+    teardown::journal::{self, About, Store},
 };
 
 struct Node {
@@ -79,7 +80,7 @@ impl Node {
             shim: None,
             boot,
         };
-        let mut store = Store::create(&folder, about).unwrap();
+        let store = Store::create(&folder, about).unwrap();
         let record = files::acquire(&run_dir, &FilesRequest::default()).unwrap();
         let entry = store.intend(Resource::Files(record.clone())).unwrap();
         store.held(entry, Resource::Files(record)).unwrap();
@@ -135,7 +136,7 @@ async fn what_a_reboot_has_ended_is_not_looked_for() {
         let group = Hierarchies::read().unwrap();
         let path = format!("/mooring-reboot-{}-{touched}", std::process::id());
         let group = group.group(&path).unwrap();
-        let mut store = Store::open(&folder, Duration::ZERO).unwrap().unwrap();
+        let store = Store::open(&folder, Duration::ZERO).unwrap().unwrap();
         let (_, record) = cgroup::pod::acquire(&path).unwrap();
         let cgroup = Resource::Cgroup(record);
         let entry = store.intend(cgroup.clone()).unwrap();
@@ -173,7 +174,7 @@ async fn what_a_living_process_holds_is_left_alone() {
     node.sandbox("b").await;
     let folder = node.state_root().join("ns/a");
     DaemonRecord::of_this_process(Path::new("/s")).unwrap().save(&folder).unwrap();
-    let held = Store::open(&node.state_root().join("ns/b"), Duration::ZERO).unwrap();
+    let held = Store::<Resource>::open(&node.state_root().join("ns/b"), Duration::ZERO).unwrap();
     let swept = sweep(&node.state_root(), &|_, _| node.recovery()).await;
     assert_eq!((swept.in_use.len(), swept.taken_down.len()), (2, 0), "{swept:?}");
     drop(held);
@@ -196,5 +197,5 @@ async fn what_fails_is_named_and_does_not_stop_the_others() {
     // The next one takes up what is left.
     let swept = sweep(&node.state_root(), &|_, _| node.recovery()).await;
     assert_eq!(swept.taken_down.len(), 1, "{swept:?}");
-    assert!(journal::read(&node.state_root().join("ns/a")).unwrap().is_none());
+    assert!(journal::read::<Resource>(&node.state_root().join("ns/a")).unwrap().is_none());
 }

@@ -22,6 +22,7 @@ use crate::{
     },
     options::Options,
     process::Reaper,
+    resources::Resource,
     teardown::journal,
 };
 
@@ -523,7 +524,7 @@ proptest! {
             prop_assert!(ended.is_ok(), "{ended:?}");
             prop_assert_eq!(world.left(), Vec::<String>::new());
             prop_assert!(world.tasks.running.lock().unwrap().is_empty());
-            prop_assert!(journal::read(&world.state_dir()).unwrap().is_none());
+            prop_assert!(journal::read::<Resource>(&world.state_dir()).unwrap().is_none());
             Ok(())
         })?;
     }

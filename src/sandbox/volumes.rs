@@ -1,11 +1,6 @@
 //! Image volumes: mounted once per pod, on behalf of the first container that asks.
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use serde_json::Value;
 use tokio::time::Instant;
@@ -13,7 +8,8 @@ use tokio::time::Instant;
 use super::{Error, Pod, Sandbox, blocking};
 use crate::{
     mounts::kernel::{Kernel, System},
-    teardown::journal::{Resource, State},
+    resources::Resource,
+    teardown::journal::{Entry, Stage},
     volumes::{
         image_mount, lease,
         volume::{self, ImageVolumeRecord},
@@ -80,7 +76,11 @@ impl Sandbox {
             Ok(()) => pod.held(entry, Resource::ImageVolume(record.clone())).await,
             Err(error) => {
                 match volume::release(&*self.env.containerd, &kernel, record, deadline).await {
-                    Ok(_) => pod.released(entry).await?,
+                    Ok(_) => {
+                        if let Err(unwritten) = pod.released(entry).await {
+                            log::warn!("sandbox {}: {unwritten}", self.id());
+                        }
+                    }
                     // The teardown tries again.
                     Err(left) => log::warn!("sandbox {}: {left}", self.id()),
                 }
@@ -93,11 +93,7 @@ impl Sandbox {
 impl Pod {
     /// Whether a resource that is held is one that `wanted` says.
     fn has(&self, wanted: impl Fn(&Resource) -> bool) -> bool {
-        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        store
-            .journal()
-            .entries
-            .iter()
-            .any(|entry| entry.state == State::Held && wanted(&entry.resource))
+        let held = |entry: &Entry<Resource>| entry.stage == Stage::Held && wanted(&entry.resource);
+        self.store.look(|journal| journal.entries.iter().any(held))
     }
 }

@@ -1,5 +1,5 @@
 //! What the kernel is asked in more than one room: which boot this is, which process a number means, what is mounted,
-//! which namespaces are the node's.
+//! which namespaces are the node's; unmounting, and files that are replaced as a whole.
 
 pub mod boot;
 pub mod identity;
@@ -8,6 +8,8 @@ mod identity_tests;
 pub mod mountinfo;
 pub mod namespaces;
 mod platform;
+pub mod replace;
+pub mod unmount;
 mod watch;
 
 pub use platform::architecture;

@@ -37,7 +37,7 @@ pub fn is_mounted(path: &Path) -> io::Result<bool> {
 }
 
 /// Lines that are not understood are left out: a future kernel may add what it likes.
-fn parse(bytes: &[u8]) -> Vec<Entry> {
+pub fn parse(bytes: &[u8]) -> Vec<Entry> {
     bytes.split(|byte| *byte == b'\n').filter_map(entry).collect()
 }
 

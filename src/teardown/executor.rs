@@ -1,35 +1,43 @@
-//! Runs the plan: journal, deadlines, logging and observation for all steps, and knowledge of none.
+//! Runs a plan: journal, deadlines, logging and observation for all steps, and knowledge of none.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    collections::HashMap,
+    future::poll_fn,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
 use async_trait::async_trait;
 use thiserror::Error;
-use tokio::time::Instant;
+use tokio::{task::JoinHandle, time::Instant};
 
 use super::{
-    journal::{JournalError, Resource, State, Store},
-    plan::{PLAN, Policy, Step, StepSpec},
+    journal::{JournalError, Stage, Store},
+    plan::{Does, Journaled, Line, Policy, Step},
 };
 use crate::{
     error::{Code, Coded},
-    id::Id,
     released::Released,
 };
+
+/// What a step may take beyond its budget: the work keeps its own deadline where it can.
+const GRACE: Duration = Duration::from_secs(1);
+/// Where a teardown stands that has gone through its plan and still holds something.
+const CLOSE: Step = Step::named("close");
 
 /// Why a step's work failed.
 #[derive(Debug, Error)]
 #[error("{message}")]
-pub struct WorkError {
+pub struct StepError {
     /// Its class.
     pub code: Code,
     /// What was done to what, and what came of it.
     pub message: String,
 }
 
-impl<E: Coded + std::fmt::Display> From<E> for WorkError {
+impl<E: Coded + std::fmt::Display> From<E> for StepError {
     fn from(error: E) -> Self {
         Self { code: error.code(), message: error.to_string() }
     }
@@ -58,19 +66,15 @@ impl Coded for TeardownError {
     }
 }
 
-/// The deeds behind the plan's steps.
+/// Does what a plan's lines say.
 #[async_trait]
-pub trait Work: Send + Sync {
-    /// Does a step that releases no journaled resource.
-    async fn act(&self, step: Step, deadline: Instant) -> Result<(), WorkError>;
+pub trait StepWork<R, A>: Send + Sync {
+    /// Does something that releases no journaled resource. Dropped when its time is over.
+    async fn act(&self, action: A, deadline: Instant) -> Result<(), StepError>;
 
-    /// Releases one resource; may be repeated. `state` tells an intended from a held one.
-    async fn release(
-        &self,
-        resource: &Resource,
-        state: State,
-        deadline: Instant,
-    ) -> Result<Released, WorkError>;
+    /// Releases one resource, be it held or only intended; may be repeated. What is not done in time goes on, and is
+    /// waited for by whoever wants it released again.
+    async fn release(&self, resource: &R, deadline: Instant) -> Result<Released, StepError>;
 }
 
 /// How a step ended.
@@ -107,76 +111,116 @@ pub trait Observer: Send + Sync {
     fn ended(&self, report: StepReport);
 }
 
-/// Runs the plan over one journal.
-pub struct Executor<'a> {
-    /// The sandbox, for the log.
-    pub sandbox: &'a Id,
-    /// Its journal.
-    pub store: Arc<Mutex<Store>>,
-    /// The deeds.
-    pub work: &'a dyn Work,
-    /// Who hears of it.
-    pub observer: &'a dyn Observer,
+type Release = JoinHandle<Result<Released, StepError>>;
+
+/// Runs a plan over one journal, as often as it takes. One run at a time.
+pub struct Executor<R, A: 'static> {
+    plan: &'static [Line<A>],
+    store: Arc<Store<R>>,
+    /// Releases whose step was cut by its budget, by entry: they go on.
+    unfinished: Mutex<HashMap<usize, Release>>,
 }
 
-impl Executor<'_> {
+impl<R: Journaled, A: Copy + Send + Sync + 'static> Executor<R, A> {
+    /// The execution of `plan` over what `store` says is held.
+    pub fn new(plan: &'static [Line<A>], store: Arc<Store<R>>) -> Self {
+        Self { plan, store, unfinished: Mutex::default() }
+    }
+
     /// Runs every step that is not done yet. On an error the journal stands at the step that failed. A step some of
     /// whose resources are still in use does not hold up the others, and is for the next run to repeat.
-    pub async fn run(&self) -> Result<(), TeardownError> {
+    ///
+    /// What was released is known in memory: a journal that cannot be written is one warning and holds up nothing. Only a
+    /// process that dies then repeats what it had done.
+    pub async fn run(
+        &self,
+        work: Arc<dyn StepWork<R, A>>,
+        observer: &dyn Observer,
+    ) -> Result<(), TeardownError> {
+        let mut writes = Writes { store: &self.store, failed: false };
         // What the last step did is recorded together with the next one's beginning: one write for both.
         let mut finished: Option<(Option<Step>, Vec<usize>)> = None;
-        for spec in PLAN {
-            let Some(entries) = self.pending(spec) else { continue };
-            self.advance(finished.take(), Some(spec.step)).await?;
-            self.observer.begun(spec.step);
+        let mut in_use = Vec::new();
+        for line in self.plan {
+            let Some(entries) = self.pending(line) else { continue };
+            writes.advance(finished.take(), Some(line.step)).await;
+            observer.begun(line.step);
             let started = Instant::now();
-            let (result, released) = self.step(spec, &entries, started + spec.budget).await;
-            let done = (!matches!(result, Ok(Released::InUse))).then_some(spec.step);
-            let (outcome, failure) = judge(spec, result);
-            self.report(spec.step, outcome, started.elapsed());
+            let (result, released) = self.step(line, &entries, &work, started + line.budget).await;
+            if matches!(result, Ok(Released::InUse)) {
+                in_use.push(line.step);
+            }
+            let (outcome, failure) = judge(line, result);
+            let report = StepReport { step: line.step, outcome, took: started.elapsed() };
+            self.log(&report);
+            observer.ended(report);
             if let Some(error) = failure {
-                self.record_released(&released).await?;
+                writes.released(released).await;
                 return Err(error);
             }
+            let done = (!in_use.contains(&line.step)).then_some(line.step);
             finished = Some((done, released));
         }
-        if finished.is_some() || !self.locked(|store| store.journal().closed) {
-            self.advance(finished, None).await?;
+        let released = finished.as_ref().map_or(&[][..], |(_, released)| released);
+        let left = self.left(released, &in_use);
+        if !left.is_empty() {
+            writes.advance(finished, Some(CLOSE)).await;
+            let message = format!("still held after the last step: {}", left.join(", "));
+            return Err(TeardownError { step: CLOSE, code: Code::Unknown, message });
+        }
+        if finished.is_some() || !self.store.look(|journal| journal.closed) {
+            // Not closed while anything is held.
+            writes.advance(finished, in_use.first().copied()).await;
         }
         Ok(())
     }
 
-    /// The entries that a step has to release; nothing where the step has nothing to do.
-    fn pending(&self, spec: &StepSpec) -> Option<Vec<(usize, Resource, State)>> {
-        self.locked(|store| {
-            let journal = store.journal();
-            if journal.done.contains(&spec.step) {
-                return None;
+    /// The entries that a step has to release, the last acquired first; nothing where the step has nothing to do.
+    fn pending(&self, line: &Line<A>) -> Option<Vec<(usize, R)>> {
+        self.store.look(|journal| {
+            if let Does::Act(_) = line.does {
+                let is_done = journal.done.iter().any(|done| done == line.step.name());
+                return (!is_done).then(Vec::new);
             }
-            let Some(releases) = spec.releases else { return Some(vec![]) };
             let entries = journal.entries.iter().enumerate().rev();
             let pending: Vec<_> = entries
-                .filter(|(_, entry)| entry.state != State::Released && releases(&entry.resource))
-                .map(|(index, entry)| (index, entry.resource.clone(), entry.state))
+                .filter(|(_, entry)| entry.stage != Stage::Released)
+                .filter(|(_, entry)| entry.resource.step() == line.step)
+                .map(|(index, entry)| (index, entry.resource.clone()))
                 .collect();
             (!pending.is_empty()).then_some(pending)
         })
     }
 
+    /// What no step has released, `released` aside and what is `in_use`.
+    fn left(&self, released: &[usize], in_use: &[Step]) -> Vec<&'static str> {
+        self.store.look(|journal| {
+            let entries = journal.entries.iter().enumerate();
+            entries
+                .filter(|(index, entry)| {
+                    entry.stage != Stage::Released && !released.contains(index)
+                })
+                .filter(|(_, entry)| !in_use.contains(&entry.resource.step()))
+                .map(|(_, entry)| entry.resource.kind())
+                .collect()
+        })
+    }
+
     async fn step(
         &self,
-        spec: &StepSpec,
-        entries: &[(usize, Resource, State)],
+        line: &Line<A>,
+        entries: &[(usize, R)],
+        work: &Arc<dyn StepWork<R, A>>,
         deadline: Instant,
-    ) -> (Result<Released, WorkError>, Vec<usize>) {
+    ) -> (Result<Released, StepError>, Vec<usize>) {
         let mut released = Vec::new();
-        let work = async {
-            if spec.releases.is_none() {
-                return self.work.act(spec.step, deadline).await.map(|()| Released::Done);
+        let doing = async {
+            if let Does::Act(action) = line.does {
+                return work.act(action, deadline).await.map(|()| Released::Done);
             }
             let mut found = Released::AlreadyGone;
-            for (index, resource, state) in entries {
-                let one = self.work.release(resource, *state, deadline).await?;
+            for (index, resource) in entries {
+                let one = self.release(*index, resource, work, deadline).await?;
                 found = found.and(one);
                 if one != Released::InUse {
                     released.push(*index);
@@ -184,20 +228,60 @@ impl Executor<'_> {
             }
             Ok(found)
         };
-        // The work keeps its own deadline where it can; this is for what cannot.
-        let result = match tokio::time::timeout_at(deadline + Duration::from_secs(1), work).await {
+        let result = match tokio::time::timeout_at(deadline + GRACE, doing).await {
             Ok(result) => result,
-            Err(_) => Err(WorkError {
+            Err(_) => Err(StepError {
                 code: Code::DeadlineExceeded,
-                message: format!("not finished within {} s", spec.budget.as_secs()),
+                message: format!("not finished within {} s", line.budget.as_secs()),
             }),
         };
         (result, released)
     }
 
-    fn report(&self, step: Step, outcome: Outcome, took: Duration) {
-        let (sandbox, ms) = (self.sandbox, took.as_secs_f64() * 1e3);
-        match &outcome {
+    /// Releases one entry. A system call cannot be taken back: one that an earlier run began and did not wait for is
+    /// joined, since two at once would only stand in each other's way.
+    async fn release(
+        &self,
+        index: usize,
+        resource: &R,
+        work: &Arc<dyn StepWork<R, A>>,
+        deadline: Instant,
+    ) -> Result<Released, StepError> {
+        if let Some(Ok(found)) = self.join(index).await {
+            return Ok(found);
+        }
+        let (work, resource) = (Arc::clone(work), resource.clone());
+        let begun = tokio::spawn(async move { work.release(&resource, deadline).await });
+        self.unfinished().insert(index, begun);
+        self.join(index).await.unwrap_or(Ok(Released::AlreadyGone))
+    }
+
+    /// Waits for the release of entry `index`, if one is under way. It stays known until it has ended.
+    async fn join(&self, index: usize) -> Option<Result<Released, StepError>> {
+        let ended = poll_fn(|context| {
+            let mut unfinished = self.unfinished();
+            let Some(release) = unfinished.get_mut(&index) else { return Poll::Ready(None) };
+            let ended = Pin::new(release).poll(context);
+            if ended.is_ready() {
+                unfinished.remove(&index);
+            }
+            ended.map(Some)
+        });
+        let lost = |error: tokio::task::JoinError| {
+            // A panic in the work, or the end of the runtime.
+            StepError { code: Code::Unknown, message: format!("the release was lost: {error}") }
+        };
+        ended.await.map(|ended| ended.map_err(lost).flatten())
+    }
+
+    fn unfinished(&self) -> MutexGuard<'_, HashMap<usize, Release>> {
+        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log(&self, report: &StepReport) {
+        let StepReport { step, outcome, took } = report;
+        let (sandbox, ms) = (self.store.id(), took.as_secs_f64() * 1e3);
+        match outcome {
             Outcome::Done => {
                 log::info!("teardown step sandbox={sandbox} step={step} outcome=done ms={ms:.2}");
             }
@@ -216,58 +300,60 @@ impl Executor<'_> {
                 );
             }
         }
-        self.observer.ended(StepReport { step, outcome, took });
-    }
-
-    async fn record_released(&self, released: &[usize]) -> Result<(), TeardownError> {
-        for index in released.iter().copied() {
-            self.write(move |store| store.released(index)).await?;
-        }
-        Ok(())
-    }
-
-    async fn advance(
-        &self,
-        finished: Option<(Option<Step>, Vec<usize>)>,
-        next: Option<Step>,
-    ) -> Result<(), TeardownError> {
-        let (done, released) = finished.unwrap_or_default();
-        self.write(move |store| store.advance(done, &released, next)).await
-    }
-
-    async fn write(
-        &self,
-        change: impl FnOnce(&mut Store) -> Result<(), JournalError> + Send + 'static,
-    ) -> Result<(), TeardownError> {
-        let store = Arc::clone(&self.store);
-        let written = tokio::task::spawn_blocking(move || {
-            change(&mut store.lock().unwrap_or_else(PoisonError::into_inner))
-        });
-        let failed = |code, message| {
-            let step = self.locked(|store| store.journal().current).unwrap_or(Step::Door);
-            TeardownError { step, code, message }
-        };
-        match written.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(failed(error.code(), error.to_string())),
-            Err(error) => Err(failed(Code::Unknown, format!("write the journal: {error}"))),
-        }
-    }
-
-    fn locked<T>(&self, look: impl FnOnce(&Store) -> T) -> T {
-        look(&self.store.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-fn judge(spec: &StepSpec, result: Result<Released, WorkError>) -> (Outcome, Option<TeardownError>) {
+/// The journal's writes during one run: the first that fails is told of, and none ends the run.
+struct Writes<'a, R> {
+    store: &'a Arc<Store<R>>,
+    failed: bool,
+}
+
+impl<R: Journaled> Writes<'_, R> {
+    async fn advance(&mut self, finished: Option<(Option<Step>, Vec<usize>)>, next: Option<Step>) {
+        let (done, released) = finished.unwrap_or_default();
+        self.write(move |store| store.advance(done, &released, next)).await;
+    }
+
+    /// With several entries of a step each is recorded by itself.
+    async fn released(&mut self, released: Vec<usize>) {
+        for index in released {
+            self.write(move |store| store.released(index)).await;
+        }
+    }
+
+    async fn write(
+        &mut self,
+        change: impl FnOnce(&Store<R>) -> Result<(), JournalError> + Send + 'static,
+    ) {
+        let store = Arc::clone(self.store);
+        let error = match tokio::task::spawn_blocking(move || change(&store)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        if !self.failed {
+            log::warn!(
+                "sandbox {}: the teardown goes on without its journal: {error}",
+                self.store.id()
+            );
+        }
+        self.failed = true;
+    }
+}
+
+fn judge<A>(
+    line: &Line<A>,
+    result: Result<Released, StepError>,
+) -> (Outcome, Option<TeardownError>) {
     match result {
         Ok(Released::Done) => (Outcome::Done, None),
         Ok(Released::AlreadyGone) => (Outcome::AlreadyGone, None),
         Ok(Released::InUse) => (Outcome::InUse, None),
-        Err(error) if spec.policy == Policy::Warn => (Outcome::Warned(error.message), None),
-        Err(WorkError { code, message }) => (
+        Err(error) if line.policy == Policy::Warn => (Outcome::Warned(error.message), None),
+        Err(StepError { code, message }) => (
             Outcome::Failed(message.clone()),
-            Some(TeardownError { step: spec.step, code, message }),
+            Some(TeardownError { step: line.step, code, message }),
         ),
     }
 }

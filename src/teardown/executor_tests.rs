@@ -1,157 +1,42 @@
-//! The plan's execution with fake deeds: order, resumption, nothing twice, nothing left.
+//! A plan's execution with fake releases: order, resumption, nothing twice, nothing left.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use proptest::prelude::*;
-use tokio::time::Instant;
 
 use super::{
-    Executor, Observer, PLAN, Policy, Step, StepReport, Work, WorkError,
-    journal::{self, About, Resource, State, Store},
+    Executor, TeardownError,
+    fake::{Deaf, Fake, Fault, ORDER, PLAN, Thing, holding},
+    journal::{self, Stage, Store},
 };
-use crate::{
-    error::{Code, Coded},
-    id::Id,
-    keeper::KeeperRecord,
-    mounts::{files::FilesRecord, shm::ShmRecord},
-    network::{AttachmentRecord, netns::NetnsRecord},
-    released::Released,
-};
+use crate::error::{Code, Coded};
 
-/// What happens at a step when it is reached for the n-th time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
-    None,
-    Fail,
-    Hang,
-}
-
-#[derive(Default)]
-struct World {
-    /// Faults to come, by step.
-    faults: BTreeMap<Step, Vec<Fault>>,
-    /// Every deed that succeeded.
-    deeds: Vec<String>,
-    /// What is held.
-    held: Vec<&'static str>,
-}
-
-#[derive(Clone, Default)]
-struct Fake(Arc<Mutex<World>>);
-
-fn step_of(resource: &Resource) -> Step {
-    PLAN.iter().find(|line| line.releases.is_some_and(|releases| releases(resource))).unwrap().step
-}
-
-impl Fake {
-    async fn meet(&self, step: Step) -> Result<(), WorkError> {
-        let fault = {
-            let mut world = self.0.lock().unwrap();
-            let faults = world.faults.entry(step).or_default();
-            if faults.is_empty() { Fault::None } else { faults.remove(0) }
-        };
-        match fault {
-            Fault::None => Ok(()),
-            Fault::Fail => Err(WorkError { code: Code::Unavailable, message: "broken".into() }),
-            Fault::Hang => std::future::pending().await,
-        }
-    }
-}
-
-#[async_trait]
-impl Work for Fake {
-    async fn act(&self, step: Step, _: Instant) -> Result<(), WorkError> {
-        self.meet(step).await?;
-        self.0.lock().unwrap().deeds.push(step.name().into());
-        Ok(())
-    }
-
-    async fn release(
-        &self,
-        resource: &Resource,
-        _: State,
-        _: Instant,
-    ) -> Result<Released, WorkError> {
-        self.meet(step_of(resource)).await?;
-        let mut world = self.0.lock().unwrap();
-        world.deeds.push(resource.kind().into());
-        let before = world.held.len();
-        world.held.retain(|held| *held != resource.kind());
-        Ok(if world.held.len() < before { Released::Done } else { Released::AlreadyGone })
-    }
-}
-
-struct Deaf;
-
-impl Observer for Deaf {
-    fn begun(&self, _: Step) {}
-    fn ended(&self, _: StepReport) {}
-}
-
-fn resources() -> Vec<Resource> {
-    vec![
-        Resource::Files(FilesRecord { dir: "/x".into() }),
-        Resource::Shm(ShmRecord { path: "/x/shm".into() }),
-        Resource::Netns(NetnsRecord { path: "/x/netns".into() }),
-        Resource::Keeper(KeeperRecord::Thread),
-        Resource::Network(Box::new(AttachmentRecord {
-            container_id: "pod".into(),
-            netns: "/x/netns".into(),
-            args: vec![],
-            capabilities: serde_json::Map::new(),
-            settings: crate::network::Settings::default(),
-            networks: vec![],
-        })),
-    ]
-}
+const HELD: [Thing; 3] = [Thing::First, Thing::Second, Thing::Lasting];
 
 struct Bench {
     folder: tempfile::TempDir,
-    id: Id,
     fake: Fake,
 }
 
 impl Bench {
     fn new() -> Self {
-        let bench = Self {
-            folder: tempfile::tempdir().unwrap(),
-            id: Id::new("pod").unwrap(),
-            fake: Fake::default(),
-        };
-        let about = About {
-            namespace: Id::new("k8s.io").unwrap(),
-            id: bench.id.clone(),
-            bundle: "/bundle".into(),
-            grpc_address: "/x.sock".into(),
-            created_at: SystemTime::now(),
-            run_dir: "/x".into(),
-            shim: None,
-            boot: None,
-        };
-        let mut store = Store::create(bench.folder.path(), about).unwrap();
-        for resource in resources() {
-            bench.fake.0.lock().unwrap().held.push(resource.kind());
-            let entry = store.intend(resource.clone()).unwrap();
-            store.held(entry, resource).unwrap();
-        }
+        let bench = Self { folder: tempfile::tempdir().unwrap(), fake: Fake::default() };
+        bench.fake.world().held = HELD.to_vec();
+        holding(bench.folder.path(), &HELD);
         bench
     }
 
-    /// One run by a process that has just started: all it knows is the journal.
-    async fn run(&self) -> Result<(), super::TeardownError> {
-        let store = Arc::new(Mutex::new(
-            Store::open(self.folder.path(), Duration::from_secs(5)).unwrap().unwrap(),
-        ));
-        let executor = Executor { sandbox: &self.id, store, work: &self.fake, observer: &Deaf };
-        executor.run().await
+    /// An executor of a process that has just started: all it knows is the journal.
+    fn executor(&self) -> Executor<Thing, &'static str> {
+        let store = Store::open(self.folder.path(), Duration::from_secs(5)).unwrap().unwrap();
+        Executor::new(PLAN, Arc::new(store))
     }
 
-    /// A run that dies after `deeds` further deeds.
+    async fn run(&self) -> Result<(), TeardownError> {
+        self.executor().run(Arc::new(self.fake.clone()), &Deaf).await
+    }
+
+    /// A run that dies somewhere.
     async fn run_and_die_after(&self, polls: u32) {
         // A future that is dropped stops where a killed process would: between two awaits.
         let run = self.run();
@@ -164,62 +49,151 @@ impl Bench {
         }
     }
 
-    fn deeds(&self) -> Vec<String> {
-        self.fake.0.lock().unwrap().deeds.clone()
+    fn done(&self) -> Vec<&'static str> {
+        self.fake.world().done.clone()
+    }
+
+    fn fault(&self, step: &'static str, faults: &[Fault]) {
+        self.fake.world().faults.insert(step, faults.to_vec());
     }
 }
-
-const ORDER: [&str; 8] =
-    ["door", "containers", "keeper", "nri", "network", "netns", "shm", "files"];
 
 #[tokio::test]
 async fn the_steps_run_in_the_plans_order_and_once() {
     let bench = Bench::new();
     bench.run().await.unwrap();
-    assert_eq!(bench.deeds(), ORDER);
+    assert_eq!(bench.done(), ORDER);
     bench.run().await.unwrap();
-    assert_eq!(bench.deeds(), ORDER, "a second run finds nothing to do");
-    let journal = journal::read(bench.folder.path()).unwrap().unwrap();
+    assert_eq!(bench.done(), ORDER, "a second run finds nothing to do");
+    let journal = journal::read::<Thing>(bench.folder.path()).unwrap().unwrap();
     assert!(journal.closed);
-    assert!(journal.entries.iter().all(|entry| entry.state == State::Released));
+    assert!(journal.entries.iter().all(|entry| entry.stage == Stage::Released));
 }
 
 #[tokio::test]
 async fn a_failed_step_is_named_and_the_next_run_resumes_there() {
     let bench = Bench::new();
-    bench.fake.0.lock().unwrap().faults.insert(Step::Network, vec![Fault::Fail, Fault::Fail]);
+    bench.fault("lasting", &[Fault::Fail, Fault::Fail]);
     for _ in 0..2 {
         let error = bench.run().await.unwrap_err();
-        assert_eq!(error.step, Step::Network);
+        assert_eq!(error.step.name(), "lasting");
         assert_eq!(error.code(), Code::Unknown, "containerd would take Unavailable for stopped");
-        assert!(error.to_string().starts_with("network: "), "{error}");
-        assert_eq!(bench.deeds(), ORDER[..4]);
+        assert!(error.to_string().starts_with("lasting: "), "{error}");
+        assert_eq!(bench.done(), ORDER[..2]);
     }
     bench.run().await.unwrap();
-    assert_eq!(bench.deeds(), ORDER, "no earlier step ran twice");
+    assert_eq!(bench.done(), ORDER, "no earlier step ran twice");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_step_that_hangs_ends_with_its_budget() {
     let bench = Bench::new();
-    bench.fake.0.lock().unwrap().faults.insert(Step::Network, vec![Fault::Hang]);
+    bench.fault("containers", &[Fault::Hang]);
     let error = bench.run().await.unwrap_err();
-    assert_eq!((error.step, error.code), (Step::Network, Code::DeadlineExceeded));
+    assert_eq!((error.step.name(), error.code), ("containers", Code::DeadlineExceeded));
     bench.run().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_that_outlasts_its_budget_is_joined_by_the_next_run() {
+    let bench = Bench::new();
+    let executor = bench.executor();
+    // The budget is 10 s and one of grace. A release that was begun anew each time would never end.
+    bench.fault("second", &[Fault::Slow(Duration::from_secs(25)); 9]);
+    let mut runs = 0;
+    loop {
+        runs += 1;
+        match executor.run(Arc::new(bench.fake.clone()), &Deaf).await {
+            Ok(()) => break,
+            Err(error) => {
+                assert_eq!((error.step.name(), error.code), ("second", Code::DeadlineExceeded));
+                assert!(runs < 5, "it never ends");
+            }
+        }
+    }
+    assert_eq!(runs, 3, "25 s are three runs of 11 s");
+    assert_eq!(bench.fake.world().begun[&Thing::Second], 1, "it was begun twice");
+    assert_eq!(bench.done(), ORDER);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_joined_release_that_fails_is_begun_again_in_the_same_run() {
+    let bench = Bench::new();
+    let executor = bench.executor();
+    bench.fault("second", &[Fault::SlowFail(Duration::from_secs(15)), Fault::None]);
+    let work = Arc::new(bench.fake.clone());
+    let cut = executor.run(work.clone(), &Deaf).await.unwrap_err();
+    assert_eq!(cut.code, Code::DeadlineExceeded);
+    executor.run(work, &Deaf).await.unwrap();
+    assert_eq!(bench.fake.world().begun[&Thing::Second], 2);
+    assert_eq!(bench.done(), ORDER);
 }
 
 #[tokio::test]
 async fn a_step_that_may_fail_is_passed() {
     let bench = Bench::new();
-    bench.fake.0.lock().unwrap().faults.insert(Step::Nri, vec![Fault::Fail]);
+    bench.fault("door", &[Fault::Fail]);
     bench.run().await.unwrap();
-    assert!(!bench.deeds().contains(&"nri".to_owned()));
+    assert_eq!(bench.done(), ORDER[1..]);
 }
 
-fn faults() -> impl Strategy<Value = BTreeMap<Step, Vec<Fault>>> {
-    let step = prop::sample::select(PLAN.iter().map(|line| line.step).collect::<Vec<_>>());
+#[tokio::test]
+async fn what_no_step_releases_keeps_the_journal_open_and_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(holding(folder.path(), &[Thing::First, Thing::Forgotten]));
+    let executor = Executor::new(PLAN, Arc::clone(&store));
+    for _ in 0..2 {
+        let error = executor.run(Arc::new(Fake::default()), &Deaf).await.unwrap_err();
+        assert_eq!(error.to_string(), "close: still held after the last step: forgotten");
+    }
+    assert!(!store.look(|journal| journal.closed));
+    let written = journal::read::<Thing>(folder.path()).unwrap().unwrap();
+    assert!(!written.closed);
+    assert_eq!(written.entries[0].stage, Stage::Released);
+}
+
+#[tokio::test]
+async fn what_is_in_use_holds_up_nothing_and_is_released_by_the_next_run() {
+    let bench = Bench::new();
+    bench.fault("second", &[Fault::InUse]);
+    bench.run().await.unwrap();
+    assert_eq!(bench.done(), ["door", "containers", "lasting", "first"]);
+    let journal = || journal::read::<Thing>(bench.folder.path()).unwrap().unwrap();
+    assert!(!journal().closed, "something is held");
+    bench.run().await.unwrap();
+    assert_eq!(bench.done(), ["door", "containers", "lasting", "first", "second"]);
+    assert!(journal().closed);
+}
+
+#[tokio::test]
+async fn a_step_that_an_earlier_plan_had_is_passed_over() {
+    let bench = Bench::new();
+    let file = bench.folder.path().join("journal.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let text = text.replace(r#""done":[]"#, r#""done":["door","containers","nri"]"#);
+    std::fs::write(&file, text.replace(r#""current":null"#, r#""current":"nri""#)).unwrap();
+    bench.run().await.unwrap();
+    assert_eq!(bench.done(), ORDER[2..]);
+}
+
+#[tokio::test]
+async fn a_teardown_goes_on_without_its_journal() {
+    let bench = Bench::new();
+    let executor = bench.executor();
+    // A file cannot take the place of a folder.
+    let file = bench.folder.path().join("journal.json");
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    executor.run(Arc::new(bench.fake.clone()), &Deaf).await.unwrap();
+    assert_eq!(bench.done(), ORDER);
+    assert!(bench.fake.world().held.is_empty());
+    executor.run(Arc::new(bench.fake.clone()), &Deaf).await.unwrap();
+    assert_eq!(bench.done(), ORDER, "memory knows what is done");
+}
+
+fn faults() -> impl Strategy<Value = BTreeMap<&'static str, Vec<Fault>>> {
     prop::collection::btree_map(
-        step,
+        prop::sample::select(ORDER.to_vec()),
         prop::collection::vec(prop::sample::select(vec![Fault::None, Fault::Fail]), 0..3),
         0..5,
     )
@@ -229,14 +203,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     /// Whatever fails and whenever the process dies, running again until it succeeds leaves nothing, keeps the order,
-    /// and repeats at most the deed that was under way when the process died.
+    /// and repeats at most the step that was under way when the process died.
     #[test]
     fn any_mix_of_failures_and_deaths_ends_clean(faults in faults(), deaths in prop::collection::vec(0u32..40, 0..4)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let bench = Bench::new();
             let failures: usize = faults.values().map(Vec::len).sum();
-            bench.fake.0.lock().unwrap().faults = faults;
+            bench.fake.world().faults = faults;
             for polls in &deaths {
                 bench.run_and_die_after(*polls).await;
                 // The journal's write under way ends by itself, as a killed process's rename does or does not.
@@ -250,62 +224,14 @@ proptest! {
                 }
             }
             prop_assert!(ended, "every fault happens once, so some run succeeds");
-            let world = bench.fake.0.lock().unwrap();
+            let world = bench.fake.world();
             prop_assert!(world.held.is_empty(), "left: {:?}", world.held);
-            let position = |deed: &String| ORDER.iter().position(|name| name == deed).unwrap();
-            let places: Vec<usize> = world.deeds.iter().map(position).collect();
-            prop_assert!(places.is_sorted(), "out of order: {:?}", world.deeds);
+            let position = |done: &&str| ORDER.iter().position(|name| name == done).unwrap();
+            let places: Vec<usize> = world.done.iter().map(position).collect();
+            prop_assert!(places.is_sorted(), "out of order: {:?}", world.done);
             let repeated = places.windows(2).filter(|pair| pair[0] == pair[1]).count();
-            prop_assert!(repeated <= deaths.len(), "repeated: {:?}", world.deeds);
+            prop_assert!(repeated <= deaths.len(), "repeated: {:?}", world.done);
             Ok(())
         })?;
     }
-}
-
-#[test]
-fn a_torn_a_foreign_and_a_newer_journal_are_reported() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("journal.json");
-    assert!(journal::read(folder.path()).unwrap().is_none());
-    for text in ["", "{", "[]", r#"{"version":0}"#, r#"{"version":"1"}"#, r#"{"version":1}"#] {
-        std::fs::write(&file, text).unwrap();
-        assert!(
-            matches!(journal::read(folder.path()), Err(journal::JournalError::Foreign { .. })),
-            "{text}"
-        );
-    }
-    std::fs::write(&file, r#"{"version":99}"#).unwrap();
-    assert!(matches!(
-        journal::read(folder.path()),
-        Err(journal::JournalError::Newer { version: 99, .. })
-    ));
-}
-
-#[test]
-fn a_journal_of_the_first_version_is_understood() {
-    let folder = tempfile::tempdir().unwrap();
-    let text = include_str!("testdata/journal-v1.json");
-    std::fs::write(folder.path().join("journal.json"), text).unwrap();
-    let journal = journal::read(folder.path()).unwrap().unwrap();
-    assert_eq!(journal.entries.len(), 3);
-    assert_eq!(journal.done, [Step::Door, Step::Containers]);
-}
-
-#[test]
-fn a_second_process_waits_its_turn() {
-    let bench = Bench::new();
-    let held = Store::open(bench.folder.path(), Duration::ZERO).unwrap().unwrap();
-    assert!(matches!(
-        Store::open(bench.folder.path(), Duration::ZERO),
-        Err(journal::JournalError::Locked { .. })
-    ));
-    drop(held);
-    assert!(Store::open(bench.folder.path(), Duration::ZERO).unwrap().is_some());
-}
-
-#[test]
-fn only_what_may_fail_without_harm_is_warned_about() {
-    let warned: Vec<Step> =
-        PLAN.iter().filter(|line| line.policy == Policy::Warn).map(|line| line.step).collect();
-    assert_eq!(warned, [Step::Door, Step::Nri]);
 }

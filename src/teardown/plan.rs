@@ -1,62 +1,41 @@
-//! The plan: what is taken down, in which order, and what a failure means. docs/teardown.md tells it in words.
+//! What a plan is made of.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
-use serde::{Deserialize, Serialize};
+use serde::{Serialize, de::DeserializeOwned};
 
-use super::journal::Resource;
-
-/// A step of the teardown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Step {
-    /// Refuse new tasks.
-    Door,
-    /// Stop every container of the sandbox.
-    Containers,
-    /// End what stands for the pod.
-    Keeper,
-    /// Tell NRI.
-    Nri,
-    /// CNI DEL.
-    Network,
-    /// Remove the network namespace that the shim made.
-    Netns,
-    /// Unmount image volumes and remove their snapshots.
-    ImageVolumes,
-    /// Unmount the pod's /dev/shm.
-    Shm,
-    /// Remove the pod's files.
-    Files,
-    /// Remove the pod's cgroup.
-    Cgroup,
-    /// Drop the lease.
-    Lease,
-}
+/// A step, by the name that errors, logs, metrics, failpoints and the journal know it by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Step(&'static str);
 
 impl Step {
-    /// The step's name in errors, logs, metrics and failpoints.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Door => "door",
-            Self::Containers => "containers",
-            Self::Keeper => "keeper",
-            Self::Nri => "nri",
-            Self::Network => "network",
-            Self::Netns => "netns",
-            Self::ImageVolumes => "image_volumes",
-            Self::Shm => "shm",
-            Self::Files => "files",
-            Self::Cgroup => "cgroup",
-            Self::Lease => "lease",
-        }
+    pub(super) const fn named(name: &'static str) -> Self {
+        Self(name)
+    }
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        self.0
     }
 }
 
-impl std::fmt::Display for Step {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
     }
+}
+
+/// Something that a journal can hold and a step can release.
+pub trait Journaled:
+    Clone + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+    /// The name of its kind, in failpoints and logs.
+    fn kind(&self) -> &'static str;
+    /// The step that releases it.
+    fn step(&self) -> Step;
+    /// Whether it is still there after a reboot: then the journal has to outlive one too.
+    fn outlives_reboot(&self) -> bool;
 }
 
 /// What a step's failure does to the teardown.
@@ -68,54 +47,67 @@ pub enum Policy {
     Warn,
 }
 
-/// One line of the plan.
+/// What a step does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Does<A> {
+    /// Something that is not about one resource; once for a journal.
+    Act(A),
+    /// Releases the resources that name this step; passed over where there are none.
+    Release,
+}
+
+/// One line of a plan.
 #[derive(Clone, Copy, Debug)]
-pub struct StepSpec {
+pub struct Line<A> {
     /// Which step.
     pub step: Step,
-    /// The journaled resources that it releases; a step that has such a kind is passed over where there are none.
-    pub releases: Option<fn(&Resource) -> bool>,
+    /// What it does.
+    pub does: Does<A>,
     /// How long it may take.
     pub budget: Duration,
     /// What a failure means.
     pub policy: Policy,
 }
 
-const fn line(
-    step: Step,
-    releases: Option<fn(&Resource) -> bool>,
-    seconds: u64,
-    policy: Policy,
-) -> StepSpec {
-    StepSpec { step, releases, budget: Duration::from_secs(seconds), policy }
+impl<A: Copy> Line<A> {
+    /// A step that does `action`.
+    pub const fn act(name: &'static str, action: A, seconds: u64, policy: Policy) -> Self {
+        let budget = Duration::from_secs(seconds);
+        Self { step: Step::named(name), does: Does::Act(action), budget, policy }
+    }
+
+    /// A step that releases resources. Its failure ends the run: what comes later relies on it.
+    pub const fn release(name: &'static str, seconds: u64) -> Self {
+        let budget = Duration::from_secs(seconds);
+        Self { step: Step::named(name), does: Does::Release, budget, policy: Policy::Abort }
+    }
 }
 
-/// The teardown, in the reference's order.
-pub const PLAN: &[StepSpec] = &[
-    line(Step::Door, None, 10, Policy::Warn),
-    line(Step::Containers, None, 30, Policy::Abort),
-    line(Step::Keeper, Some(|r| matches!(r, Resource::Keeper(_))), 10, Policy::Abort),
-    line(Step::Nri, None, 5, Policy::Warn),
-    line(Step::Network, Some(|r| matches!(r, Resource::Network(_))), 180, Policy::Abort),
-    line(Step::Netns, Some(|r| matches!(r, Resource::Netns(_))), 10, Policy::Abort),
-    line(Step::ImageVolumes, Some(|r| matches!(r, Resource::ImageVolume(_))), 30, Policy::Abort),
-    line(Step::Shm, Some(|r| matches!(r, Resource::Shm(_))), 10, Policy::Abort),
-    line(Step::Files, Some(|r| matches!(r, Resource::Files(_))), 10, Policy::Abort),
-    line(Step::Cgroup, Some(|r| matches!(r, Resource::Cgroup(_))), 10, Policy::Abort),
-    line(Step::Lease, Some(|r| matches!(r, Resource::Lease(_))), 10, Policy::Abort),
-];
+/// The step of `plan` called `name`, for a kind of resource to name in a `const` block: a plan that does not release it
+/// does not compile.
+#[expect(clippy::missing_panics_doc, reason = "reached by the compiler only")]
+pub const fn releasing<A: Copy>(plan: &'static [Line<A>], name: &str) -> Step {
+    let mut rest = plan;
+    while let Some((line, after)) = rest.split_first() {
+        if matches!(line.does, Does::Release) && is_same(line.step.0, name) {
+            return line.step;
+        }
+        rest = after;
+    }
+    panic!("no step of the plan releases this kind")
+}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_order_is_the_references() {
-        let order: Vec<Step> = PLAN.iter().map(|line| line.step).collect();
-        let mut sorted = order.clone();
-        sorted.sort();
-        sorted.dedup();
-        assert_eq!(order, sorted, "the enum is declared in the plan's order, each step once");
-        assert_eq!(order.len(), Step::Lease as usize + 1, "no step is left out");
+/// `==` for text is no constant function yet.
+const fn is_same(one: &str, other: &str) -> bool {
+    let (mut one, mut other) = (one.as_bytes(), other.as_bytes());
+    loop {
+        match (one.split_first(), other.split_first()) {
+            (None, None) => return true,
+            (Some((first, one_rest)), Some((second, other_rest))) if *first == *second => {
+                one = one_rest;
+                other = other_rest;
+            }
+            _ => return false,
+        }
     }
 }

@@ -109,16 +109,23 @@ pub async fn release(
         .remove_snapshot(&record.snapshotter, &record.key, deadline)
         .await
         .map_err(|source| Error::Image { reference: record.reference.clone(), source })?;
-    let folder = match fs::remove_dir(&record.target) {
+    let target = record.target.clone();
+    let folder = blocking(kernel, move |_| remove_folder(&target)).await?;
+    Ok(unmounted.and(removed).and(folder))
+}
+
+/// Removes the volume's folder, and those above it with the last of the pod's volumes.
+fn remove_folder(target: &Path) -> Result<Released, Error> {
+    let folder = match fs::remove_dir(target) {
         Ok(()) => Released::Done,
         Err(error) if error.kind() == io::ErrorKind::NotFound => Released::AlreadyGone,
-        Err(error) => return Err(Error::at("remove", &record.target, error)),
+        Err(error) => return Err(Error::at("remove", target, error)),
     };
-    if let Some(images) = record.target.parent() {
+    if let Some(images) = target.parent() {
         remove_if_empty(images)?;
         images.parent().map_or(Ok(()), remove_if_empty)?;
     }
-    Ok(unmounted.and(removed).and(folder))
+    Ok(folder)
 }
 
 async fn blocking<T: Send + 'static>(

@@ -15,7 +15,7 @@ use mooring_e2e::suite;
 use mooring_e2e::suite::Case;
 
 /// The steps before the network's.
-const BEFORE: [&str; 4] = ["door", "containers", "keeper", "nri"];
+const BEFORE: [&str; 3] = ["door", "containers", "keeper"];
 
 async fn running(case: &Case) -> Result<Life> {
     let mut life = Life::new(case, Kind::OwnNetwork);

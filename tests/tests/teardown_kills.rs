@@ -145,7 +145,9 @@ async fn a_delete_killed_anywhere_is_completed_by_the_next_one(case: Case) -> Re
     let failpoints = Failpoints::of(&case.node);
     let all = points(&case, Kind::ImageVolume, true).await?;
     let mut failures = Vec::new();
-    for (_, point) in all.iter().filter(|(phase, _)| *phase == Phase::Stop) {
+    // Without the shim nobody can come through its door.
+    let passed = |one: &&(Phase, String)| one.0 == Phase::Stop && one.1 != "stop:door:begin";
+    for (_, point) in all.iter().filter(passed) {
         let one = async {
             let before = Snapshot::take(&case.node).await?;
             let mut life = Life::new(&case, Kind::ImageVolume);

@@ -11,7 +11,8 @@ use containerd_client::services::v1 as api;
 use mooring_e2e::cri::{ContainerSpec, PodSpec};
 use mooring_e2e::direct::Direct;
 use mooring_e2e::faults::{
-    Failpoints, journal, kill_shim, logged_steps, no_step_twice, shim_of, state_dir, until,
+    Failpoints, journal, kill_shim, logged_steps, no_step_twice, nobody_works_for, shim_of,
+    state_dir, until,
 };
 use mooring_e2e::life::{Kind, Life};
 use mooring_e2e::node::Settings;
@@ -19,7 +20,7 @@ use mooring_e2e::plugins::Plugins;
 use mooring_e2e::services::in_namespace;
 use mooring_e2e::suite;
 use mooring_e2e::suite::Case;
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -349,6 +350,85 @@ async fn a_silent_containerd_delays_a_stop_no_longer_than_its_budget(case: Case)
     life.end().await
 }
 
+/// The disk of the state folders, small enough to be filled. What is on it goes with it.
+struct StateDisk;
+
+impl StateDisk {
+    const PLACE: &str = "/var/lib/mooring";
+
+    fn mount() -> Result<Self> {
+        fs::create_dir_all(Self::PLACE)?;
+        let (kind, size) = (Some("tmpfs"), Some("size=512k,mode=700"));
+        mount(kind, Self::PLACE, kind, MsFlags::empty(), size).context("mount a small disk")?;
+        Ok(Self)
+    }
+
+    fn fill() -> Result<()> {
+        let mut file = fs::File::create(Path::new(Self::PLACE).join("ballast"))?;
+        let mut size = 4096;
+        while size > 0 {
+            if std::io::Write::write_all(&mut file, &vec![0; size]).is_err() {
+                size /= 2;
+            }
+        }
+        Ok(())
+    }
+
+    fn make_read_only() -> Result<()> {
+        let none: Option<&str> = None;
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(none, Self::PLACE, none, flags, none).context("make the disk read-only")
+    }
+}
+
+impl Drop for StateDisk {
+    fn drop(&mut self) {
+        let _ = umount2(Self::PLACE, MntFlags::MNT_DETACH);
+    }
+}
+
+async fn is_ended_on(case: &Case, trouble: fn() -> Result<()>) -> Result<()> {
+    let plugins = Plugins::install(&case.node, "disk", "")?;
+    for (kind, killed) in [
+        (Kind::Cri, false),
+        (Kind::SharedPid, false),
+        (Kind::OwnNetwork, false),
+        (Kind::ImageVolume, false),
+        (Kind::Cri, true),
+        (Kind::OwnNetwork, true),
+    ] {
+        let what = || format!("{kind:?}, the shim killed: {killed}");
+        let _disk = StateDisk::mount()?;
+        let life = running(case, kind).await.with_context(what)?;
+        let id = life.id().to_owned();
+        trouble()?;
+        if killed {
+            kill_shim(&id)?;
+        } else {
+            life.stop().await.with_context(what)?;
+        }
+        life.end().await.with_context(what)?;
+        nobody_works_for(&id, Duration::from_secs(20)).await.with_context(what)?;
+        ensure!(plugins.reservations().is_empty(), "{}: {:?}", what(), plugins.reservations());
+        // A pod cannot be made there, and nothing is left of the attempt.
+        trouble()?;
+        let mut next = Life::new(case, kind);
+        ensure!(next.run().await.is_err(), "{}: a pod starts without a journal", what());
+        next.end().await.with_context(what)?;
+        ensure!(plugins.reservations().is_empty(), "{}: {:?}", what(), plugins.reservations());
+    }
+    Ok(())
+}
+
+/// Eviction for disk pressure needs exactly this.
+async fn a_full_disk_keeps_no_pod(case: Case) -> Result<()> {
+    Box::pin(is_ended_on(&case, StateDisk::fill)).await
+}
+
+async fn a_read_only_disk_keeps_no_pod(case: Case) -> Result<()> {
+    Box::pin(is_ended_on(&case, StateDisk::make_read_only)).await
+}
+
 /// The same with containerd dead; after its start a client finds the sandbox stopped.
 async fn a_stop_without_containerd_succeeds(case: Case) -> Result<()> {
     let _plugins = Plugins::install(&case.node, "dead", "ContainerdTimeout = '1s'")?;
@@ -380,4 +460,6 @@ suite!(Settings::default();
         a_stop_during_a_start_ends_it,
         a_sandbox_that_is_being_stopped_takes_no_containers,
         a_silent_containerd_delays_a_stop_no_longer_than_its_budget,
+        a_full_disk_keeps_no_pod,
+        a_read_only_disk_keeps_no_pod,
         a_stop_without_containerd_succeeds);

@@ -2,6 +2,7 @@
 
 use std::{fs, io, path::Path};
 
+use mooring::sys::replace;
 use serde_json::Value;
 
 use super::Error;
@@ -26,9 +27,9 @@ pub(super) fn read(bundle: &Path) -> Result<Value, Error> {
 
 /// Replaces `<bundle>/config.json`, whole or not at all.
 pub(super) fn write(bundle: &Path, spec: &Value) -> Result<(), Error> {
-    let (path, fresh) = (bundle.join("config.json"), bundle.join(".config.json.new"));
-    fs::write(&fresh, spec.to_string()).map_err(Error::at("write", &fresh))?;
-    fs::rename(&fresh, &path).map_err(Error::at("write", &path))
+    let path = bundle.join("config.json");
+    let text = spec.to_string();
+    replace::file(&path, text.as_bytes(), 0o644, false).map_err(Error::at("write", &path))
 }
 
 /// The namespaces that the container does not share: those without a path.

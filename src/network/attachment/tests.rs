@@ -356,8 +356,6 @@ async fn status_is_asked_before_the_first_add_where_it_exists() {
     let mut node = Node::new(&[list("old", "1.0.0", &["a"]), list("new", "1.1.0", &["b", "c"])]);
     node.attach().await.unwrap();
     assert_eq!(node.plugins.take_log(), ["STATUS b", "STATUS c", "ADD a", "ADD b", "ADD c"]);
-    status(&node.plugins, &node.record.settings, None).await.unwrap();
-    assert_eq!(node.plugins.take_log(), ["STATUS b", "STATUS c"]);
 }
 
 #[tokio::test]
@@ -371,23 +369,6 @@ async fn a_network_that_is_not_ready_owes_nothing() {
     node.plugins.take_log();
     assert_eq!(node.detach().await.unwrap(), Released::AlreadyGone);
     assert!(node.plugins.take_log().is_empty());
-}
-
-#[tokio::test]
-async fn check_is_asked_with_the_result_where_it_exists() {
-    let mut quiet = list("quiet", "1.0.0", &["q"]);
-    quiet["disableCheck"] = json!(true);
-    let lists = [list("node", "0.4.0", &["a", "b"]), list("old", "0.3.1", &["o"]), quiet];
-    let mut node = Node::new(&lists);
-    node.attach().await.unwrap();
-    node.plugins.take_log();
-    check(&node.plugins, &node.record, None).await.unwrap();
-    for call in node.plugins.calls() {
-        assert_eq!(interfaces(&call.config["prevResult"]), ["a", "b"]);
-    }
-    assert_eq!(node.plugins.take_log(), ["CHECK a", "CHECK b"]);
-    node.plugins.fail(Operation::Check, "b", &[Fault::Reported(100, "eth0 is gone")]);
-    assert!(check(&node.plugins, &node.record, None).await.is_err());
 }
 
 #[tokio::test]

@@ -96,7 +96,7 @@ fn a_busy_namespace_is_detached() {
     let holder = File::open(&record.path).unwrap();
     let started = std::time::Instant::now();
     assert_eq!(release(&record).unwrap(), Released::Done);
-    let patience = Duration::from_millis(PATIENCE.iter().sum());
+    let patience = std::time::Duration::from_millis(31);
     assert!(started.elapsed() >= patience, "it was busy");
     assert!(!record.path.exists());
     drop(holder);

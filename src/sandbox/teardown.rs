@@ -1,29 +1,20 @@
-//! The deeds behind the plan: how each of a sandbox's resources is released, for the running shim and without it.
+//! What the plan's steps do where the shim is this process: containers are stopped, the keeper ended, the rest released
+//! as without a shim.
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tokio::{task::JoinSet, time::Instant};
 
-use super::{Error, PodTasks, Sandbox, State};
+use super::{PodTasks, Sandbox, State};
 use crate::{
-    cgroup,
     containerd::Containerd,
     error::{Code, Coded},
     id::Id,
-    keeper::{self, Keeper},
-    mounts::{
-        files,
-        kernel::{Kernel, System},
-        shm,
-    },
-    network::{self, CniPlugins, netns},
+    keeper::Keeper,
     released::Released,
-    teardown::{
-        Step, Work, WorkError,
-        journal::{self, Resource},
-    },
-    volumes::{lease, volume},
+    resources::{Action, Resource},
+    teardown::{StepError, StepWork},
 };
 
 const SIGKILL: u32 = 9;
@@ -34,46 +25,38 @@ const RETRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// The teardown of a sandbox whose shim is this process.
-pub(super) struct Live<'a> {
-    pub(super) sandbox: &'a Arc<Sandbox>,
+pub(super) struct ShimTeardown {
+    pub(super) sandbox: Arc<Sandbox>,
 }
 
 #[async_trait]
-impl Work for Live<'_> {
-    async fn act(&self, step: Step, deadline: Instant) -> Result<(), WorkError> {
-        match step {
-            Step::Door => {
+impl StepWork<Resource, Action> for ShimTeardown {
+    async fn act(&self, action: Action, deadline: Instant) -> Result<(), StepError> {
+        match action {
+            Action::CloseDoor => {
                 self.sandbox.door.close();
                 let quiet = tokio::time::timeout_at(deadline, self.sandbox.door.quiet()).await;
-                quiet.map_err(|_| WorkError {
+                quiet.map_err(|_| StepError {
                     code: Code::DeadlineExceeded,
                     message: "a container's creation is still under way".into(),
                 })
             }
-            Step::Containers => self.stop_containers(deadline).await,
-            // The notification itself is not built; the seam is here, and a failure of it would only be logged.
-            _ => Ok(()),
+            Action::StopContainers => self.stop_containers(deadline).await,
         }
     }
 
-    async fn release(
-        &self,
-        resource: &Resource,
-        _: journal::State,
-        deadline: Instant,
-    ) -> Result<Released, WorkError> {
+    async fn release(&self, resource: &Resource, deadline: Instant) -> Result<Released, StepError> {
         if let Resource::Keeper(_) = resource
             && let Some(keeper) = self.take_keeper()
         {
             keeper.end().await;
             return Ok(Released::Done);
         }
-        let env = &self.sandbox.env;
-        release(resource, &env.containerd, &*env.plugins, deadline).await
+        resource.release(&self.sandbox.env.parties(), deadline).await
     }
 }
 
-impl Live<'_> {
+impl ShimTeardown {
     fn take_keeper(&self) -> Option<Keeper> {
         let mut state = self.sandbox.state();
         if let State::Ready { pod, pid, keeper } = &mut *state {
@@ -85,7 +68,7 @@ impl Live<'_> {
     }
 
     /// Stops every container: those that containerd's records say are the sandbox's, and those of the shim.
-    async fn stop_containers(&self, deadline: Instant) -> Result<(), WorkError> {
+    async fn stop_containers(&self, deadline: Instant) -> Result<(), StepError> {
         let Some(tasks) = self.sandbox.tasks.get() else { return Ok(()) };
         let env = &self.sandbox.env;
         let patience = Instant::now().checked_add(env.options.containerd_timeout);
@@ -151,7 +134,7 @@ impl Live<'_> {
         if failures.is_empty() {
             return Ok(());
         }
-        Err(WorkError { code: Code::Unknown, message: failures.join("; ") })
+        Err(StepError { code: Code::Unknown, message: failures.join("; ") })
     }
 }
 
@@ -218,41 +201,5 @@ impl StopOne {
             }
         }
         Err("its connection was closed again and again".into())
-    }
-}
-
-/// Releases one resource; the same whether the shim lives or not, and whether it is held or was only intended.
-pub(super) async fn release(
-    resource: &Resource,
-    containerd: &Arc<dyn Containerd>,
-    plugins: &dyn CniPlugins,
-    deadline: Instant,
-) -> Result<Released, WorkError> {
-    match resource.clone() {
-        Resource::Cgroup(record) => local(move || cgroup::pod::release(&record)).await,
-        Resource::Files(record) => local(move || files::release(&record)).await,
-        Resource::Shm(record) => local(move || shm::release(&System, &record)).await,
-        Resource::Netns(record) => local(move || netns::release(&record)).await,
-        Resource::Keeper(record) => local(move || keeper::release(&record)).await,
-        Resource::Network(record) => {
-            let path = record.netns.clone();
-            let open = local(move || Ok::<_, netns::Error>(netns::is_open(&path))).await?;
-            // It knows itself which DEL is owed and which is only tried: an ADD may have ended in any way.
-            Ok(network::detach(plugins, &record, open, Some(deadline)).await?)
-        }
-        Resource::ImageVolume(record) => {
-            let kernel: Arc<dyn Kernel> = Arc::new(System);
-            Ok(volume::release(&**containerd, &kernel, &record, deadline).await?)
-        }
-        Resource::Lease(record) => Ok(lease::release(&**containerd, &record, deadline).await?),
-    }
-}
-
-async fn local<T: Send + 'static, E: Coded + std::fmt::Display + Send + 'static>(
-    work: impl FnOnce() -> Result<T, E> + Send + 'static,
-) -> Result<T, WorkError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => Ok(result?),
-        Err(error) => Err(Error::Internal(error.to_string()).into()),
     }
 }

@@ -1,0 +1,115 @@
+//! Every kind of thing that a sandbox holds, and the plan that takes them down.
+//!
+//! A kind is a record with [`Kind`] (`kinds.rs`): name, step, whether it outlives a reboot, release. How it is acquired
+//! and released is in the file of the room that knows it. A kind without its line here does not compile.
+
+mod kinds;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::{
+    cgroup::pod::PodCgroupRecord,
+    containerd::Containerd,
+    keeper::KeeperRecord,
+    mounts::{files::FilesRecord, shm::ShmRecord},
+    network::{AttachmentRecord, CniPlugins, netns::NetnsRecord},
+    released::Released,
+    teardown::{Journaled, Step, StepError},
+    volumes::{lease::LeaseRecord, volume::ImageVolumeRecord},
+};
+pub use plan::{Action, PLAN, WITHOUT_SHIM};
+
+/// Something that a sandbox holds, as its journal names it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resource {
+    /// The pod's cgroup.
+    Cgroup(PodCgroupRecord),
+    /// hosts, resolv.conf, hostname.
+    Files(FilesRecord),
+    /// The pod's /dev/shm.
+    Shm(ShmRecord),
+    /// A network namespace that the shim made.
+    Netns(NetnsRecord),
+    /// What keeps the namespaces.
+    Keeper(KeeperRecord),
+    /// CNI attachments.
+    Network(Box<AttachmentRecord>),
+    /// A mounted image.
+    ImageVolume(ImageVolumeRecord),
+    /// The lease that keeps the sandbox's snapshots.
+    Lease(LeaseRecord),
+}
+
+impl Resource {
+    fn kind(&self) -> &dyn Kind {
+        match self {
+            Self::Cgroup(record) => record,
+            Self::Files(record) => record,
+            Self::Shm(record) => record,
+            Self::Netns(record) => record,
+            Self::Keeper(record) => record,
+            Self::Network(record) => &**record,
+            Self::ImageVolume(record) => record,
+            Self::Lease(record) => record,
+        }
+    }
+
+    /// Releases it; the same whether the shim lives or not, and whether it is held or was only intended.
+    pub async fn release(
+        &self,
+        parties: &Parties,
+        deadline: Instant,
+    ) -> Result<Released, StepError> {
+        self.kind().release(parties, deadline).await
+    }
+}
+
+impl Journaled for Resource {
+    fn kind(&self) -> &'static str {
+        Self::kind(self).declared().name
+    }
+
+    fn step(&self) -> Step {
+        Self::kind(self).declared().step
+    }
+
+    fn outlives_reboot(&self) -> bool {
+        Self::kind(self).declared().outlives_reboot
+    }
+}
+
+/// What is said once of a kind.
+struct Declared {
+    /// As the journal has it.
+    name: &'static str,
+    /// Which step of [`PLAN`] releases it.
+    step: Step,
+    /// Whether it is still there after a reboot.
+    outlives_reboot: bool,
+}
+
+/// One kind of resource.
+#[async_trait]
+trait Kind: Sync {
+    fn declared(&self) -> Declared;
+
+    /// Releases it, whether it is held or was only intended. May be repeated.
+    async fn release(&self, parties: &Parties, deadline: Instant) -> Result<Released, StepError>;
+}
+
+/// Who is needed for a release, beside the kernel.
+#[derive(Clone)]
+pub struct Parties {
+    /// For snapshots and leases.
+    pub containerd: Arc<dyn Containerd>,
+    /// For CNI DEL.
+    pub plugins: Arc<dyn CniPlugins>,
+}

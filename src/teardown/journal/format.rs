@@ -1,0 +1,175 @@
+//! What a journal says, and how it is read.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::super::plan::Journaled;
+use crate::{
+    error::{Code, Coded},
+    id::Id,
+    sys::boot::BootId,
+};
+
+/// The version that this build writes. It reads all from 1 to this one.
+pub const VERSION: u32 = 1;
+pub(super) const FILE: &str = "journal.json";
+/// The most that a journal may hold, in bytes; a larger file is none of ours.
+const LIMIT: u64 = 16 << 20;
+
+/// How far a resource is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// About to be acquired: it may be there, in part or in whole.
+    Intended,
+    /// Acquired.
+    Held,
+    /// Released.
+    Released,
+}
+
+/// A resource and how far it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry<R> {
+    /// What it is.
+    pub resource: R,
+    /// How far it is.
+    #[serde(rename = "state")]
+    pub stage: Stage,
+}
+
+/// What identifies the sandbox and its shim.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct About {
+    /// containerd's namespace.
+    pub namespace: Id,
+    /// The sandbox's id.
+    pub id: Id,
+    /// The sandbox's bundle.
+    pub bundle: PathBuf,
+    /// containerd's gRPC socket.
+    #[serde(default)]
+    pub grpc_address: PathBuf,
+    /// When the sandbox was created.
+    pub created_at: SystemTime,
+    /// The folder of the pod's files and mounts.
+    #[serde(default)]
+    pub run_dir: PathBuf,
+    /// The process id of its shim, which is also the session of everything that the shim starts.
+    #[serde(default)]
+    pub shim: Option<i32>,
+    /// The boot in which the sandbox was created.
+    #[serde(default)]
+    pub boot: Option<BootId>,
+}
+
+/// The journal's content. Steps are names: one that this build's plan does not have any more means nothing to it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Journal<R> {
+    /// The format's version.
+    pub version: u32,
+    /// Whose it is.
+    pub about: About,
+    /// What the sandbox holds, in the order of acquisition.
+    #[serde(default = "Vec::new")]
+    pub entries: Vec<Entry<R>>,
+    /// The step that is under way.
+    #[serde(default)]
+    pub current: Option<String>,
+    /// The steps that are done.
+    #[serde(default)]
+    pub done: Vec<String>,
+    /// Whether the teardown is complete.
+    #[serde(default)]
+    pub closed: bool,
+}
+
+impl<R: Journaled> Journal<R> {
+    pub(super) fn new(about: About) -> Self {
+        let (entries, done) = (vec![], vec![]);
+        Self { version: VERSION, about, entries, current: None, done, closed: false }
+    }
+
+    pub(super) fn outlives_reboot(&self) -> bool {
+        let lasting =
+            |entry: &Entry<R>| entry.resource.outlives_reboot() && entry.stage != Stage::Released;
+        self.entries.iter().any(lasting)
+    }
+}
+
+/// The journal cannot be read or written.
+#[derive(Debug, Error)]
+pub enum JournalError {
+    /// The file system refused.
+    #[error("{deed} journal {path}: {source}")]
+    Io {
+        /// What was being done.
+        deed: &'static str,
+        /// The journal.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The file is torn or no journal of ours.
+    #[error("journal {path} is torn or not Mooring's: {reason}")]
+    Foreign {
+        /// The journal.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A later Mooring wrote it.
+    #[error("journal {path} has version {version}, this Mooring reads up to {VERSION}")]
+    Newer {
+        /// The journal.
+        path: PathBuf,
+        /// Its version.
+        version: u64,
+    },
+    /// Somebody else works on it.
+    #[error("journal {path} is locked by another process of Mooring")]
+    Locked {
+        /// The journal.
+        path: PathBuf,
+    },
+}
+
+impl Coded for JournalError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Locked { .. } => Code::Unavailable,
+            _ => Code::Unknown,
+        }
+    }
+}
+
+/// Reads the journal in `folder`, if there is one.
+pub fn read<R: Journaled>(folder: &Path) -> Result<Option<Journal<R>>, JournalError> {
+    let path = folder.join(FILE);
+    let foreign = |reason: String| JournalError::Foreign { path: path.clone(), reason };
+    let text = match fs::metadata(&path) {
+        Ok(found) if found.len() > LIMIT => return Err(foreign(format!("{} bytes", found.len()))),
+        Ok(_) => fs::read(&path),
+        Err(error) => Err(error),
+    };
+    let text = match text {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(JournalError::Io { deed: "read", path, source }),
+    };
+    let value: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|error| foreign(error.to_string()))?;
+    match value.get("version").and_then(serde_json::Value::as_u64) {
+        Some(version) if version > u64::from(VERSION) => Err(JournalError::Newer { path, version }),
+        Some(1..) => {
+            serde_json::from_value(value).map(Some).map_err(|error| foreign(error.to_string()))
+        }
+        _ => Err(foreign("it has no version".into())),
+    }
+}

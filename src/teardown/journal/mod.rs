@@ -1,0 +1,17 @@
+//! The journal: one small file per sandbox that says what was acquired and how far the teardown is.
+//!
+//! Every transition is written before it is made (intent) and after it (outcome): to a temporary file that is renamed
+//! over the old one. A killed process loses nothing that way, since the page cache outlives it. What a reboot
+//! destroys anyway (namespaces, mounts, processes, cgroups) needs no more than that; as soon as the journal names
+//! something that outlives a reboot (a CNI attachment and its address, a snapshot, a lease), file and folder are
+//! also synced at each transition.
+
+mod folder;
+mod format;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use folder::{FolderLock, exists, lock, remove, remove_folder, set_aside};
+pub use format::{About, Entry, Journal, JournalError, Stage, VERSION, read};
+pub use store::{Left, Store, open};

@@ -1,0 +1,222 @@
+//! An open journal: what it says is in memory, and every transition goes to the disk.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use super::{
+    super::plan::{Journaled, Step},
+    folder::{FolderLock, lock},
+    format::{About, Entry, FILE, Journal, JournalError, Stage, read},
+};
+use crate::{failpoint, id::Id, sys::replace};
+
+/// An open journal, the only one that writes it: the folder's lock is held as long as this lives.
+///
+/// Whatever changes it blocks for as long as the disk takes. Looking does not: memory and disk have a lock each.
+#[derive(Debug)]
+pub struct Store<R> {
+    folder: PathBuf,
+    id: Id,
+    memory: Mutex<Journal<R>>,
+    disk: Mutex<Disk>,
+    lock: FolderLock,
+}
+
+/// What is known of the file on disk.
+#[derive(Debug, Default)]
+struct Disk {
+    /// It may name something that outlives a reboot.
+    lasting: bool,
+    /// The folders above it are known to outlive one.
+    parents_synced: bool,
+}
+
+/// What lies in a state folder, under its lock.
+#[derive(Debug)]
+pub enum Left<R> {
+    /// There is no folder.
+    Nothing,
+    /// Records of containers at most: the folder of a shim of plain tasks, or of a sandbox that was not created yet.
+    Records(FolderLock),
+    /// A sandbox's journal.
+    Journal(Box<Store<R>>),
+}
+
+/// Looks into a state folder under its lock, which may take `patience` where another process holds it. Blocks.
+pub fn open<R: Journaled>(folder: &Path, patience: Duration) -> Result<Left<R>, JournalError> {
+    let Some(lock) = lock(folder, patience)? else { return Ok(Left::Nothing) };
+    // Read under the lock: whoever held it may have finished the work meanwhile.
+    Ok(match read(folder)? {
+        Some(journal) => Left::Journal(Box::new(Store::over(folder, journal, lock))),
+        None => Left::Records(lock),
+    })
+}
+
+impl<R: Journaled> Store<R> {
+    /// Starts the journal of a new sandbox. One that is there already is replaced: see to it first.
+    pub fn create(folder: &Path, about: About) -> Result<Self, JournalError> {
+        let path = folder.join(FILE);
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.map_err(|source| JournalError::Io {
+            deed: "make the folder of",
+            path: path.clone(),
+            source,
+        })?;
+        let lock = lock(folder, Duration::ZERO)?.ok_or_else(|| JournalError::Io {
+            deed: "lock",
+            path,
+            source: io::ErrorKind::NotFound.into(),
+        })?;
+        let store = Self::over(folder, Journal::new(about), lock);
+        store.save("create:journal")?;
+        Ok(store)
+    }
+
+    fn over(folder: &Path, journal: Journal<R>, lock: FolderLock) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            id: journal.about.id.clone(),
+            disk: Mutex::new(Disk { lasting: journal.outlives_reboot(), parents_synced: false }),
+            memory: Mutex::new(journal),
+            lock,
+        }
+    }
+
+    /// Opens an existing journal, waiting for `patience` at most where another process holds it. Blocks.
+    pub fn open(folder: &Path, patience: Duration) -> Result<Option<Self>, JournalError> {
+        match open(folder, patience)? {
+            Left::Journal(store) => Ok(Some(*store)),
+            Left::Nothing | Left::Records(_) => Ok(None),
+        }
+    }
+
+    /// The lock under which the journal is written.
+    pub fn lock(&self) -> &FolderLock {
+        &self.lock
+    }
+
+    /// Looks at what the journal says, which does not block.
+    pub fn look<T>(&self, look: impl FnOnce(&Journal<R>) -> T) -> T {
+        look(&self.memory())
+    }
+
+    /// The sandbox.
+    pub fn id(&self) -> &Id {
+        &self.id
+    }
+
+    /// The sandbox's state folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Records that `resource` is about to be acquired; the answer names its entry.
+    pub fn intend(&self, resource: R) -> Result<usize, JournalError> {
+        let transition = format!("acquire:{}:intended", resource.kind());
+        let index = {
+            let mut journal = self.memory();
+            journal.entries.push(Entry { resource, stage: Stage::Intended });
+            journal.entries.len() - 1
+        };
+        self.save(&transition)?;
+        Ok(index)
+    }
+
+    /// Records that entry `index` is held, as `resource` says now.
+    pub fn held(&self, index: usize, resource: R) -> Result<(), JournalError> {
+        let transition = format!("acquire:{}:held", resource.kind());
+        if let Some(entry) = self.memory().entries.get_mut(index) {
+            *entry = Entry { resource, stage: Stage::Held };
+        }
+        self.save(&transition)
+    }
+
+    /// Records what is known of entry `index` now, without changing how far it is.
+    pub fn update(&self, index: usize, resource: R) -> Result<(), JournalError> {
+        let transition = format!("acquire:{}:updated", resource.kind());
+        if let Some(entry) = self.memory().entries.get_mut(index) {
+            entry.resource = resource;
+        }
+        self.save(&transition)
+    }
+
+    /// Records that entry `index` is released.
+    pub fn released(&self, index: usize) -> Result<(), JournalError> {
+        let transition = {
+            let mut journal = self.memory();
+            let Some(entry) = journal.entries.get_mut(index) else { return Ok(()) };
+            entry.stage = Stage::Released;
+            format!("release:{}", entry.resource.kind())
+        };
+        self.save(&transition)
+    }
+
+    /// Records that step `done` is over (its entries with it) and step `next` begins.
+    pub fn advance(
+        &self,
+        done: Option<Step>,
+        released: &[usize],
+        next: Option<Step>,
+    ) -> Result<(), JournalError> {
+        {
+            let mut journal = self.memory();
+            for index in released {
+                if let Some(entry) = journal.entries.get_mut(*index) {
+                    entry.stage = Stage::Released;
+                }
+            }
+            journal.done.extend(done.map(|step| step.name().to_owned()));
+            journal.current = next.map(|step| step.name().to_owned());
+            journal.closed = next.is_none();
+        }
+        match next {
+            Some(next) => self.save(&format!("stop:{next}:begin")),
+            None => self.save("stop:closed"),
+        }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Journal<R>> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn save(&self, transition: &str) -> Result<(), JournalError> {
+        let failed =
+            |source| JournalError::Io { deed: "write", path: self.folder.join(FILE), source };
+        let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever comes second writes what both have changed.
+        let (text, lasting) = {
+            let journal = self.memory();
+            (serde_json::to_vec(&*journal), journal.outlives_reboot())
+        };
+        let text = text.map_err(|error| failed(error.into()))?;
+        let sync = lasting || disk.lasting;
+        replace::file(&self.folder.join(FILE), &text, 0o600, sync).map_err(failed)?;
+        if sync && !disk.parents_synced {
+            sync_parents(&self.folder).map_err(failed)?;
+            disk.parents_synced = true;
+        }
+        disk.lasting = lasting;
+        drop(disk);
+        log::trace!("journal of sandbox {}: {transition}", self.id);
+        failpoint::pass(transition);
+        Ok(())
+    }
+}
+
+/// A folder outlives a power cut once the folder that it lies in is synced: the namespace's, the state root, and the one
+/// where that was made.
+fn sync_parents(folder: &Path) -> io::Result<()> {
+    for parent in folder.ancestors().skip(1).take(3) {
+        match fs::File::open(parent)?.sync_all() {
+            // Where the root's own place is a file system that cannot be synced, it was not made there.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
