@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use k8s_cri::v1 as cri;
 use mooring_e2e::cri::{Container, ContainerSpec, PodSpec};
-use mooring_e2e::node::Settings;
+use mooring_e2e::node::{Settings, version};
 use mooring_e2e::suite;
 use mooring_e2e::suite::Case;
+use mooring_e2e::systemd;
 
 /// The folder of a process's cgroup for a controller, in either version.
 fn cgroup(pid: i32, controller: &str) -> Result<PathBuf> {
@@ -56,7 +57,8 @@ async fn pod_stats_count_the_pod_and_list_its_containers(case: Case) -> Result<(
     assert_eq!(stats.containers.len(), 2);
     let memory = stats.memory.and_then(|one| one.usage_bytes).map_or(0, |one| one.value);
     assert!(memory > 0, "no memory in the pod's stats");
-    assert!(stats.cpu.is_some());
+    let cpu = stats.cpu.and_then(|one| one.usage_core_nano_seconds).map_or(0, |one| one.value);
+    assert!(cpu > 0, "no processor time in the pod's stats");
     let network =
         stats.network.and_then(|one| one.default_interface).context("no network stats")?;
     assert_eq!(network.name, "eth0");
@@ -76,6 +78,35 @@ async fn an_empty_pod_has_stats_and_its_cgroup_parent(case: Case) -> Result<()> 
         "no cgroup {parent}"
     );
     pod.stats().await?.linux.context("no Linux stats")?;
+    pod.end().await
+}
+
+async fn a_pod_without_a_cgroup_parent_has_its_containers_stats(case: Case) -> Result<()> {
+    if systemd::is_first() {
+        // Without a parent containerd gives containers no slice, and with systemd's cgroups runc refuses that.
+        return Ok(());
+    }
+    let mut spec = PodSpec::new(&case);
+    spec.linux().cgroup_parent.clear();
+    let pod = spec.run().await?;
+    let script = "head -c 8000000 /dev/zero > /dev/shm/file; echo ready; sleep 1000";
+    let container = pod.start(&ContainerSpec::script("main", script)).await?;
+    container.logged("stdout", |lines| lines.contains("ready")).await?;
+    match pod.stats().await {
+        Ok(stats) => {
+            let stats = stats.linux.context("no Linux stats")?;
+            let memory = stats.memory.and_then(|one| one.usage_bytes).map_or(0, |one| one.value);
+            assert!(memory > 8_000_000, "{memory} bytes");
+            let cpu =
+                stats.cpu.and_then(|one| one.usage_core_nano_seconds).map_or(0, |one| one.value);
+            assert!(cpu > 0, "no processor time");
+        }
+        // Before 2.4 containerd reads the parent's cgroup itself, and has none.
+        Err(error) => {
+            assert!(version()? < (2, 4), "{error:#}");
+            assert!(format!("{error:#}").contains("cgroupPath is empty"), "{error:#}");
+        }
+    }
     pod.end().await
 }
 
@@ -202,4 +233,4 @@ suite!(Settings::default();
         an_ended_container_tells_its_exit_code,
         a_stop_with_grace_lets_the_container_end_itself,
         a_stop_kills_what_ignores_its_grace;
-    mooring: );
+    mooring: a_pod_without_a_cgroup_parent_has_its_containers_stats);

@@ -2,10 +2,13 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use containerd_client::tonic::Code;
+use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::{cgroups, cgroups_v2};
 use mooring_e2e::node::Settings;
 use mooring_e2e::services::{Client, Task, container_spec, sandbox_spec};
 use mooring_e2e::suite;
@@ -52,12 +55,75 @@ async fn a_sandbox_lives_from_create_to_shutdown(case: Case) -> Result<()> {
         let client = client.with_id(&client.id);
         async move { client.wait().await }
     });
-    assert!(client.metrics().await?.and_then(|one| one.data).is_some());
+    used(&client).await?;
     client.stop().await?;
     let end_of_wait = tokio::time::timeout(Duration::from_secs(5), waiter).await???;
     assert!(end_of_wait.exited_at.is_some());
     assert_eq!(client.status().await?.state, "SANDBOX_NOTREADY");
     end(&client).await
+}
+
+/// What the pod has used: nanoseconds of the processor and bytes of memory, in the message of the machine's version.
+async fn used(client: &Client) -> Result<(u64, u64)> {
+    let data = client.metrics().await?.and_then(|one| one.data).context("no metrics")?;
+    // Whoever mounts the unified hierarchy there has no other.
+    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        assert_eq!(data.type_url, "io.containerd.cgroups.v2.Metrics");
+        let metrics = cgroups_v2::metrics::Metrics::parse_from_bytes(&data.value)?;
+        return Ok((metrics.cpu.usage_usec.saturating_mul(1000), metrics.memory.usage));
+    }
+    assert_eq!(data.type_url, "io.containerd.cgroups.v1.Metrics");
+    let metrics = cgroups::metrics::Metrics::parse_from_bytes(&data.value)?;
+    Ok((metrics.cpu.usage.total, metrics.memory.usage.usage))
+}
+
+/// Has containers in a sandbox use a processor and 8 MB each, and looks at the sandbox's metrics with none of them, with
+/// one and with two.
+async fn metrics_grow_with_the_containers(case: &Case, group: Option<&str>) -> Result<()> {
+    let client = Client::new(case);
+    let mut spec = sandbox_spec("inside", true);
+    if let Some(group) = group {
+        spec["linux"]["cgroupsPath"] = json!(format!("{group}/{}", client.id));
+    }
+    client.record(&spec).await.context("record")?;
+    client.create(&spec, None, "").await.context("create")?;
+    let pid = client.start().await.context("start")?.pid;
+    let (mut cpu, mut memory) = used(&client).await?;
+    let mut tasks = Vec::new();
+    for _ in 0..2 {
+        let id = case.unique("container");
+        let script = "head -c 8000000 /dev/zero > /dev/file; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; : > /dev/ready; sleep 1000";
+        let mut spec = container_spec(&id, &["/bin/sh", "-c", script], Some(pid));
+        if let Some(group) = group {
+            spec["linux"]["cgroupsPath"] = json!(format!("{group}/{}/{id}", client.id));
+        }
+        let task = client.container(&id, &spec).await?;
+        task.create().await.context("create")?;
+        task.start().await.context("start")?;
+        while task.exec(&case.unique("look"), &["/bin/sh", "-c", "[ -e /dev/ready ]"]).await? != 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let before = (cpu, memory);
+        (cpu, memory) = used(&client).await?;
+        assert!(cpu > before.0 + 1_000_000, "{before:?}, then {cpu} ns");
+        assert!(memory > before.1 + 7_000_000, "{before:?}, then {memory} bytes");
+        tasks.push(task);
+    }
+    client.stop().await.context("stop")?;
+    for task in tasks {
+        task.wait().await?;
+        task.delete().await?;
+        task.forget().await?;
+    }
+    end(&client).await
+}
+
+async fn metrics_are_those_of_the_pods_cgroup(case: Case) -> Result<()> {
+    metrics_grow_with_the_containers(&case, Some("/default")).await
+}
+
+async fn metrics_of_a_pod_without_a_cgroup_are_its_containers_together(case: Case) -> Result<()> {
+    metrics_grow_with_the_containers(&case, None).await
 }
 
 async fn containers_of_a_sandbox_join_its_namespaces(case: Case) -> Result<()> {
@@ -328,6 +394,8 @@ async fn plain_tasks_run_further_processes(case: Case) -> Result<()> {
 suite!(Settings::default();
     both: plain_tasks_refuse_calls_in_the_wrong_order, plain_tasks_run_further_processes;
     mooring: a_sandbox_lives_from_create_to_shutdown,
+        metrics_are_those_of_the_pods_cgroup,
+        metrics_of_a_pod_without_a_cgroup_are_its_containers_together,
         containers_of_a_sandbox_join_its_namespaces,
         a_paused_task_is_stopped_with_its_sandbox,
         tasks_not_deleted_by_the_client_go_with_shutdown,

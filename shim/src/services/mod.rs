@@ -114,7 +114,11 @@ impl Services {
         sandbox.set_tasks(Arc::new(pod::TasksOfPod(tasks.clone())));
         let ending = || Arc::clone(ending);
         Self {
-            sandbox: Arc::new(sandbox::SandboxService::new(Arc::clone(&sandbox), ending())),
+            sandbox: Arc::new(sandbox::SandboxService::new(
+                Arc::clone(&sandbox),
+                tasks.clone(),
+                ending(),
+            )),
             task: Arc::new(task::TaskService::new(
                 sandbox,
                 tasks,

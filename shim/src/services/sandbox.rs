@@ -33,7 +33,7 @@ use super::{
     status::{answer, status, to_the_end},
 };
 use crate::{
-    task::{self, PodError},
+    task::{self, PodError, Tasks},
     watchdog,
 };
 
@@ -48,13 +48,14 @@ const LAST_WORD: Duration = Duration::from_millis(50);
 /// Serves the one sandbox of this process.
 pub struct SandboxService {
     sandbox: Arc<Sandbox>,
+    tasks: Tasks,
     ending: Arc<Ending>,
 }
 
 impl SandboxService {
-    /// Serves `sandbox`.
-    pub fn new(sandbox: Arc<Sandbox>, ending: Arc<Ending>) -> Self {
-        Self { sandbox, ending }
+    /// Serves `sandbox`, whose containers are in `tasks`.
+    pub fn new(sandbox: Arc<Sandbox>, tasks: Tasks, ending: Arc<Ending>) -> Self {
+        Self { sandbox, tasks, ending }
     }
 
     /// Takes the sandbox down and forgets it. Nothing where none is created: the tasks are their client's.
@@ -86,18 +87,17 @@ impl SandboxService {
         }
     }
 
-    /// What the pod's cgroup has used.
+    /// What the pod's cgroup has used; without one, what its containers' have.
     fn usage(&self) -> Result<Any, task::Error> {
         let refused = |error: sandbox::Error| {
             task::Error::Pod(PodError { code: error.code(), message: error.to_string() })
         };
         let parent = self.sandbox.cgroup_parent().map_err(refused)?;
         if parent.is_empty() {
-            // Its client gave it no cgroup: what it uses is its containers', and nothing is its own.
-            return task::metrics::read(&cgroup::Cgroup::default());
+            return self.tasks.stats_of_all();
         }
-        let path = if parent.contains(':') { cgroup::from_systemd(&parent)? } else { parent };
-        task::metrics::read(&cgroup::Hierarchies::read()?.group(&path)?)
+        let path = cgroup::pod::parent_path(&parent)?;
+        task::metrics::read(&[&cgroup::Hierarchies::read()?.group(&path)?])
     }
 
     /// The error of `call`, worded for the client.

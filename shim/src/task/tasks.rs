@@ -244,7 +244,19 @@ impl Tasks {
 
     /// The container's resource usage, as `io.containerd.cgroups.v1.Metrics` or `…v2.Metrics`.
     pub fn stats(&self, id: &str) -> Result<Any, Error> {
-        metrics::read(&self.container(id)?.cgroup)
+        metrics::read(&[&self.container(id)?.cgroup])
+    }
+
+    /// What all containers use together, in the same message.
+    pub fn stats_of_all(&self) -> Result<Any, Error> {
+        let here: Vec<Arc<Container>> = lock(&self.0.slots)
+            .values()
+            .filter_map(|slot| match slot {
+                Slot::Here(container) => Some(Arc::clone(container)),
+                Slot::Coming(_) => None,
+            })
+            .collect();
+        metrics::read(&here.iter().map(|container| &container.cgroup).collect::<Vec<_>>())
     }
 
     /// The process id of a container's init, for Connect.

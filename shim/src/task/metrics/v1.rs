@@ -1,6 +1,6 @@
 //! The v1 controllers.
 
-use std::{fs, path::Path};
+use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::{
     cgroups::metrics::{
@@ -11,15 +11,20 @@ use containerd_shim_protos::{
 };
 use mooring::cgroup::Cgroup;
 
-use super::{Table, device, huge_page_sizes, number};
+use super::{Folders, Table, device, huge_page_sizes, number, text};
 
-pub(super) fn read(group: &Cgroup) -> Metrics {
-    let folder = |controller: &str| group.v1.get(controller).map(std::path::PathBuf::as_path);
+pub(super) fn read<'a>(groups: &[&'a Cgroup]) -> Metrics {
+    // None where the controller is off. No group at all has used nothing, which is a figure too.
+    let folders = |controller: &str| {
+        let of = |group: &&'a Cgroup| group.v1.get(controller).map(PathBuf::as_path);
+        let found: Vec<&Path> = groups.iter().filter_map(of).collect();
+        (groups.is_empty() || !found.is_empty()).then_some(found)
+    };
     let mut metrics = Metrics::default();
-    if let Some(folder) = folder("pids") {
-        let limit = number(folder, "pids.max");
+    if let Some(folders) = &folders("pids") {
+        let limit = number(folders, "pids.max");
         let pids = PidsStat {
-            current: number(folder, "pids.current"),
+            current: number(folders, "pids.current"),
             // Here "no limit" is zero.
             limit: if limit == u64::MAX { 0 } else { limit },
             ..PidsStat::default()
@@ -27,13 +32,15 @@ pub(super) fn read(group: &Cgroup) -> Metrics {
         metrics.pids = MessageField::some(pids);
     }
     metrics.cpu = MessageField::some(CPUStat {
-        usage: MessageField::some(folder("cpuacct").map(usage).unwrap_or_default()),
-        throttling: MessageField::some(folder("cpu").map(throttling).unwrap_or_default()),
+        usage: MessageField::some(folders("cpuacct").as_deref().map(usage).unwrap_or_default()),
+        throttling: MessageField::some(
+            folders("cpu").as_deref().map(throttling).unwrap_or_default(),
+        ),
         ..CPUStat::default()
     });
-    if let Some(folder) = folder("memory") {
-        metrics.memory = MessageField::some(memory(folder));
-        let control = Table::read(folder, "memory.oom_control");
+    if let Some(folders) = &folders("memory") {
+        metrics.memory = MessageField::some(memory(folders));
+        let control = Table::read(folders, "memory.oom_control");
         metrics.memory_oom_control = MessageField::some(MemoryOomControl {
             oom_kill_disable: control.get("oom_kill_disable"),
             under_oom: control.get("under_oom"),
@@ -41,12 +48,12 @@ pub(super) fn read(group: &Cgroup) -> Metrics {
             ..MemoryOomControl::default()
         });
     }
-    if let Some(folder) = folder("blkio") {
-        metrics.blkio = MessageField::some(blkio(folder));
+    if let Some(folders) = &folders("blkio") {
+        metrics.blkio = MessageField::some(blkio(folders));
     }
-    if let Some(folder) = folder("hugetlb") {
-        for pagesize in huge_page_sizes(folder, ".usage_in_bytes") {
-            let file = |what: &str| number(folder, &format!("hugetlb.{pagesize}.{what}"));
+    if let Some(folders) = &folders("hugetlb") {
+        for pagesize in huge_page_sizes(folders, ".usage_in_bytes") {
+            let file = |what: &str| number(folders, &format!("hugetlb.{pagesize}.{what}"));
             metrics.hugetlb.push(HugetlbStat {
                 usage: file("usage_in_bytes"),
                 max: file("max_usage_in_bytes"),
@@ -62,20 +69,31 @@ pub(super) fn read(group: &Cgroup) -> Metrics {
 /// cpuacct.stat counts in hundredths of a second on every architecture that Linux runs on today.
 const NANOSECONDS_PER_TICK: u64 = 10_000_000;
 
-fn usage(folder: &Path) -> CPUUsage {
-    let stat = Table::read(folder, "cpuacct.stat");
-    let per_cpu = fs::read_to_string(folder.join("cpuacct.usage_percpu")).unwrap_or_default();
+fn usage(folders: Folders) -> CPUUsage {
+    let stat = Table::read(folders, "cpuacct.stat");
+    let mut per_cpu: Vec<u64> = Vec::new();
+    for folder in folders {
+        let text = text(folder, "cpuacct.usage_percpu");
+        for (at, used) in
+            text.split_whitespace().filter_map(|text| text.parse::<u64>().ok()).enumerate()
+        {
+            match per_cpu.get_mut(at) {
+                Some(sum) => *sum = sum.saturating_add(used),
+                None => per_cpu.push(used),
+            }
+        }
+    }
     CPUUsage {
-        total: number(folder, "cpuacct.usage"),
+        total: number(folders, "cpuacct.usage"),
         user: stat.get("user").saturating_mul(NANOSECONDS_PER_TICK),
         kernel: stat.get("system").saturating_mul(NANOSECONDS_PER_TICK),
-        per_cpu: per_cpu.split_whitespace().filter_map(|text| text.parse().ok()).collect(),
+        per_cpu,
         ..CPUUsage::default()
     }
 }
 
-fn throttling(folder: &Path) -> Throttle {
-    let stat = Table::read(folder, "cpu.stat");
+fn throttling(folders: Folders) -> Throttle {
+    let stat = Table::read(folders, "cpu.stat");
     Throttle {
         periods: stat.get("nr_periods"),
         throttled_periods: stat.get("nr_throttled"),
@@ -84,10 +102,10 @@ fn throttling(folder: &Path) -> Throttle {
     }
 }
 
-fn memory(folder: &Path) -> MemoryStat {
-    let stat = Table::read(folder, "memory.stat");
+fn memory(folders: Folders) -> MemoryStat {
+    let stat = Table::read(folders, "memory.stat");
     let entry = |prefix: &str| {
-        let file = |what: &str| number(folder, &format!("{prefix}.{what}"));
+        let file = |what: &str| number(folders, &format!("{prefix}.{what}"));
         MessageField::some(MemoryEntry {
             limit: file("limit_in_bytes"),
             usage: file("usage_in_bytes"),
@@ -137,11 +155,11 @@ fn memory(folder: &Path) -> MemoryStat {
     }
 }
 
-fn blkio(folder: &Path) -> BlkIOStat {
+fn blkio(folders: Folders) -> BlkIOStat {
     let first = |files: [&str; 2]| {
         files
             .into_iter()
-            .map(|file| entries(folder, file))
+            .map(|file| entries(folders, file))
             .find(|all| !all.is_empty())
             .unwrap_or_default()
     };
@@ -154,19 +172,18 @@ fn blkio(folder: &Path) -> BlkIOStat {
             "blkio.bfq.io_serviced_recursive",
             "blkio.throttle.io_serviced_recursive",
         ]),
-        io_queued_recursive: entries(folder, "blkio.bfq.io_queued_recursive"),
-        io_service_time_recursive: entries(folder, "blkio.bfq.io_service_time_recursive"),
-        io_wait_time_recursive: entries(folder, "blkio.bfq.io_wait_time_recursive"),
-        io_merged_recursive: entries(folder, "blkio.bfq.io_merged_recursive"),
-        io_time_recursive: entries(folder, "blkio.bfq.time_recursive"),
-        sectors_recursive: entries(folder, "blkio.bfq.sectors_recursive"),
+        io_queued_recursive: entries(folders, "blkio.bfq.io_queued_recursive"),
+        io_service_time_recursive: entries(folders, "blkio.bfq.io_service_time_recursive"),
+        io_wait_time_recursive: entries(folders, "blkio.bfq.io_wait_time_recursive"),
+        io_merged_recursive: entries(folders, "blkio.bfq.io_merged_recursive"),
+        io_time_recursive: entries(folders, "blkio.bfq.time_recursive"),
+        sectors_recursive: entries(folders, "blkio.bfq.sectors_recursive"),
         ..BlkIOStat::default()
     }
 }
 
 /// Lines `8:0 Read 4096`, or `8:0 4096` where there are no kinds; the total of all devices is left out.
-fn entries(folder: &Path, file: &str) -> Vec<BlkIOEntry> {
-    let text = fs::read_to_string(folder.join(file)).unwrap_or_default();
+fn entries(folders: Folders, file: &str) -> Vec<BlkIOEntry> {
     let entry = |line: &str| {
         let parts: Vec<&str> = line.split_whitespace().collect();
         let (place, op, value) = match parts[..] {
@@ -178,5 +195,18 @@ fn entries(folder: &Path, file: &str) -> Vec<BlkIOEntry> {
         let (op, value) = (op.to_owned(), value.parse().ok()?);
         Some(BlkIOEntry { op, major, minor, value, ..BlkIOEntry::default() })
     };
-    text.lines().filter_map(entry).collect()
+    let mut all: Vec<BlkIOEntry> = Vec::new();
+    for found in folders
+        .iter()
+        .flat_map(|folder| text(folder, file).lines().filter_map(entry).collect::<Vec<_>>())
+    {
+        let same = |one: &&mut BlkIOEntry| {
+            (one.major, one.minor, &one.op) == (found.major, found.minor, &found.op)
+        };
+        match all.iter_mut().find(same) {
+            Some(one) => one.value = one.value.saturating_add(found.value),
+            None => all.push(found),
+        }
+    }
+    all
 }

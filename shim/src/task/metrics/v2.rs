@@ -1,6 +1,6 @@
 //! The unified hierarchy.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use containerd_shim_protos::{
     cgroups_v2::metrics::{
@@ -10,29 +10,29 @@ use containerd_shim_protos::{
     protobuf::MessageField,
 };
 
-use super::{Table, device, huge_page_sizes, number};
+use super::{Folders, Table, device, huge_page_sizes, number, text};
 
-pub(super) fn read(folder: &Path) -> Metrics {
-    let limit = number(folder, "pids.max");
+pub(super) fn read(folders: Folders) -> Metrics {
+    let limit = number(folders, "pids.max");
     let mut metrics = Metrics {
         pids: MessageField::some(PidsStat {
-            current: number(folder, "pids.current"),
+            current: number(folders, "pids.current"),
             // Here "no limit" is zero.
             limit: if limit == u64::MAX { 0 } else { limit },
             ..PidsStat::default()
         }),
-        cpu: MessageField::some(cpu(folder)),
-        memory: MessageField::some(memory(folder)),
-        memory_events: MessageField::some(events(folder)),
-        io: MessageField::some(io(folder)),
+        cpu: MessageField::some(cpu(folders)),
+        memory: MessageField::some(memory(folders)),
+        memory_events: MessageField::some(events(folders)),
+        io: MessageField::some(io(folders)),
         ..Metrics::default()
     };
-    for pagesize in huge_page_sizes(folder, ".current") {
+    for pagesize in huge_page_sizes(folders, ".current") {
         let file = |what: &str| format!("hugetlb.{pagesize}.{what}");
         metrics.hugetlb.push(HugeTlbStat {
-            current: number(folder, &file("current")),
-            max: number(folder, &file("max")),
-            failcnt: Table::read(folder, &file("events")).get("max"),
+            current: number(folders, &file("current")),
+            max: number(folders, &file("max")),
+            failcnt: Table::read(folders, &file("events")).get("max"),
             pagesize: pagesize.clone(),
             ..HugeTlbStat::default()
         });
@@ -40,8 +40,8 @@ pub(super) fn read(folder: &Path) -> Metrics {
     metrics
 }
 
-fn cpu(folder: &Path) -> CPUStat {
-    let stat = Table::read(folder, "cpu.stat");
+fn cpu(folders: Folders) -> CPUStat {
+    let stat = Table::read(folders, "cpu.stat");
     CPUStat {
         usage_usec: stat.get("usage_usec"),
         user_usec: stat.get("user_usec"),
@@ -51,13 +51,13 @@ fn cpu(folder: &Path) -> CPUStat {
         throttled_usec: stat.get("throttled_usec"),
         nr_bursts: stat.get("nr_bursts"),
         burst_usec: stat.get("burst_usec"),
-        psi: pressure(folder, "cpu.pressure"),
+        psi: pressure(folders, "cpu.pressure"),
         ..CPUStat::default()
     }
 }
 
-fn memory(folder: &Path) -> MemoryStat {
-    let stat = Table::read(folder, "memory.stat");
+fn memory(folders: Folders) -> MemoryStat {
+    let stat = Table::read(folders, "memory.stat");
     MemoryStat {
         anon: stat.get("anon"),
         file: stat.get("file"),
@@ -94,19 +94,19 @@ fn memory(folder: &Path) -> MemoryStat {
         pglazyfreed: stat.get("pglazyfreed"),
         thp_fault_alloc: stat.get("thp_fault_alloc"),
         thp_collapse_alloc: stat.get("thp_collapse_alloc"),
-        usage: number(folder, "memory.current"),
-        usage_limit: number(folder, "memory.max"),
-        max_usage: number(folder, "memory.peak"),
-        swap_usage: number(folder, "memory.swap.current"),
-        swap_limit: number(folder, "memory.swap.max"),
-        swap_max_usage: number(folder, "memory.swap.peak"),
-        psi: pressure(folder, "memory.pressure"),
+        usage: number(folders, "memory.current"),
+        usage_limit: number(folders, "memory.max"),
+        max_usage: number(folders, "memory.peak"),
+        swap_usage: number(folders, "memory.swap.current"),
+        swap_limit: number(folders, "memory.swap.max"),
+        swap_max_usage: number(folders, "memory.swap.peak"),
+        psi: pressure(folders, "memory.pressure"),
         ..MemoryStat::default()
     }
 }
 
-fn events(folder: &Path) -> MemoryEvents {
-    let events = Table::read(folder, "memory.events");
+fn events(folders: Folders) -> MemoryEvents {
+    let events = Table::read(folders, "memory.events");
     MemoryEvents {
         low: events.get("low"),
         high: events.get("high"),
@@ -118,8 +118,7 @@ fn events(folder: &Path) -> MemoryEvents {
     }
 }
 
-fn io(folder: &Path) -> IOStat {
-    let text = fs::read_to_string(folder.join("io.stat")).unwrap_or_default();
+fn io(folders: Folders) -> IOStat {
     let entry = |line: &str| {
         let (place, figures) = line.split_once(' ')?;
         let (major, minor) = device(place)?;
@@ -136,12 +135,28 @@ fn io(folder: &Path) -> IOStat {
         }
         Some(entry)
     };
-    let usage = text.lines().filter_map(entry).collect();
-    IOStat { usage, psi: pressure(folder, "io.pressure"), ..IOStat::default() }
+    let mut usage: Vec<IOEntry> = Vec::new();
+    for found in folders
+        .iter()
+        .flat_map(|folder| text(folder, "io.stat").lines().filter_map(entry).collect::<Vec<_>>())
+    {
+        match usage.iter_mut().find(|one| (one.major, one.minor) == (found.major, found.minor)) {
+            Some(one) => {
+                one.rbytes = one.rbytes.saturating_add(found.rbytes);
+                one.wbytes = one.wbytes.saturating_add(found.wbytes);
+                one.rios = one.rios.saturating_add(found.rios);
+                one.wios = one.wios.saturating_add(found.wios);
+            }
+            None => usage.push(found),
+        }
+    }
+    IOStat { usage, psi: pressure(folders, "io.pressure"), ..IOStat::default() }
 }
 
-/// Lines `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`; absent where the kernel does not measure it.
-fn pressure(folder: &Path, file: &str) -> MessageField<PSIStats> {
+/// Lines `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`; absent where the kernel does not measure it, and of several
+/// groups, as their waits overlap and cannot be added.
+fn pressure(folders: Folders, file: &str) -> MessageField<PSIStats> {
+    let [folder] = folders else { return MessageField::none() };
     let Ok(text) = fs::read_to_string(folder.join(file)) else { return MessageField::none() };
     let mut stats = PSIStats::default();
     for line in text.lines() {
