@@ -21,7 +21,6 @@ pub enum Code {
     DeadlineExceeded,
     /// Mooring does not do this.
     Unimplemented,
-    /// Everything else.
     Unknown,
 }
 

@@ -50,7 +50,6 @@ impl Id {
         }
     }
 
-    /// The identifier's text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

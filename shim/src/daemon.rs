@@ -49,7 +49,6 @@ const LAST_LOCK: Duration = Duration::from_secs(1);
 /// How often the bundle is looked for where its removal cannot be watched for.
 const LOOK_FOR_BUNDLE: Duration = Duration::from_mins(1);
 
-/// The daemon cannot serve.
 #[derive(Debug, Error)]
 enum Error {
     #[error("{operation}: {source}")]

@@ -88,7 +88,7 @@ pub fn enter_cgroup(path: &str) -> Result<(), cgroup::Error> {
     for folder in group.folders() {
         let path = folder.join("cgroup.procs");
         fs::write(&path, "0").map_err(|source| cgroup::Error::File {
-            deed: "write",
+            action: "write",
             path,
             source,
         })?;

@@ -25,7 +25,6 @@ pub struct Cgroup {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Created {
-    /// The folders.
     pub folders: Vec<PathBuf>,
 }
 

@@ -5,7 +5,6 @@ use std::path::{Component, Path, PathBuf};
 use super::{Cgroup, Error};
 use crate::sys::mountinfo;
 
-/// Which hierarchies there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Only v2.
@@ -16,12 +15,10 @@ pub enum Mode {
     Legacy,
 }
 
-/// One mounted hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hierarchy {
     /// Its v1 controllers (or `name=…`); empty for v2.
     pub(super) controllers: Vec<String>,
-    /// Where it is mounted.
     pub(super) mount: PathBuf,
     /// Which of its groups is the mount's root: `/`, except inside a container.
     pub(super) root: PathBuf,

@@ -119,11 +119,11 @@ impl Cgroup {
     }
 }
 
-fn each(folder: &Path, deed: &dyn Fn(&Path)) {
-    deed(folder);
+fn each(folder: &Path, action: &dyn Fn(&Path)) {
+    action(folder);
     // What cannot be listed is not thawed, and is looked at again by whoever removes it.
     for child in children(folder).unwrap_or_default() {
-        each(&child, deed);
+        each(&child, action);
     }
 }
 

@@ -31,23 +31,11 @@ use crate::error::{Code, Coded, code_of_io};
 #[derive(Debug, Error)]
 pub enum Error {
     /// A file of the kernel's could not be read or written.
-    #[error("{deed} {path}: {source}", path = path.display())]
-    File {
-        /// What was being done.
-        deed: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    #[error("{action} {path}: {source}", path = path.display())]
+    File { action: &'static str, path: PathBuf, source: io::Error },
     /// A process of a group could not be held or signalled, and is not known to be gone.
     #[error("signal process {pid}: {source}")]
-    Signal {
-        /// The process.
-        pid: i32,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    Signal { pid: i32, source: io::Error },
     /// A path that would lead out of the hierarchy, or a systemd name without its three parts.
     #[error("cgroup path {path:?} is not valid")]
     InvalidPath {
@@ -73,9 +61,9 @@ impl Coded for Error {
 }
 
 impl Error {
-    fn at(deed: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::File { deed, path, source }
+        move |source| Self::File { action, path, source }
     }
 }
 

@@ -54,7 +54,7 @@ pub fn join(group: &Cgroup, pid: u32) -> Result<(), Error> {
     for folder in group.folders() {
         let path = folder.join("cgroup.procs");
         fs::write(&path, pid.to_string()).map_err(|source| Error::File {
-            deed: "write",
+            action: "write",
             path,
             source,
         })?;
@@ -86,7 +86,11 @@ fn remove(folder: &Path) -> Result<Released, Error> {
                 _ => return Ok(Released::InUse),
             },
             Err(source) => {
-                return Err(Error::File { deed: "remove cgroup", path: folder.to_owned(), source });
+                return Err(Error::File {
+                    action: "remove cgroup",
+                    path: folder.to_owned(),
+                    source,
+                });
             }
         }
     }

@@ -43,9 +43,9 @@ impl Acquisition {
             return Ok(());
         }
         let rootfs = self.record.bundle.join("rootfs");
-        let at = |deed| {
+        let at = |action| {
             let path = rootfs.clone();
-            move |source| Error::File { deed, path, source }
+            move |source| Error::File { action, path, source }
         };
         let (made, mounted) = (at("make"), at("mount"));
         let (id, target) = (self.record.id.to_string(), rootfs.clone());
@@ -86,7 +86,6 @@ impl Acquisition {
         end(&self.record, &self.dir, reaper, deadline).await.map(drop)
     }
 
-    /// What is held.
     pub fn record(&self) -> &Record {
         &self.record
     }

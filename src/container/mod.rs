@@ -20,65 +20,27 @@ use crate::error::{Code, Coded, code_of_io};
 #[derive(Debug, Error)]
 pub enum Error {
     /// A file of ours or of the kernel's.
-    #[error("container: {deed} {path}: {source}", path = path.display())]
-    File {
-        /// What was being done.
-        deed: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    #[error("container: {action} {path}: {source}", path = path.display())]
+    File { action: &'static str, path: PathBuf, source: io::Error },
     /// The record is torn, or not ours.
     #[error("container record {path}: {what}", path = path.display())]
     Foreign {
-        /// The file.
         path: PathBuf,
         /// What is wrong with it.
         what: String,
     },
     /// Its init could not be looked at or held, and is not known to be gone.
     #[error("container \"{id}\": process {pid}: {source}")]
-    Process {
-        /// The container.
-        id: String,
-        /// The process.
-        pid: i32,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    Process { id: String, pid: i32, source: io::Error },
     /// A process outlived SIGKILL until the deadline.
     #[error("container \"{id}\": process {pid} has not ended")]
-    Alive {
-        /// The container.
-        id: String,
-        /// The process.
-        pid: i32,
-    },
-    /// Its control group.
+    Alive { id: String, pid: i32 },
     #[error("container \"{id}\": {source}")]
-    Cgroup {
-        /// The container.
-        id: String,
-        /// What failed.
-        source: crate::cgroup::Error,
-    },
-    /// The OCI runtime.
+    Cgroup { id: String, source: crate::cgroup::Error },
     #[error("container \"{id}\": {source}")]
-    Runtime {
-        /// The container.
-        id: String,
-        /// What failed.
-        source: crate::runtime::Error,
-    },
-    /// Its root file system.
+    Runtime { id: String, source: crate::runtime::Error },
     #[error("container \"{id}\": {source}")]
-    Mounts {
-        /// The container.
-        id: String,
-        /// What failed.
-        source: crate::mounts::Error,
-    },
+    Mounts { id: String, source: crate::mounts::Error },
 }
 
 impl Coded for Error {

@@ -22,7 +22,6 @@ const VERSION: u32 = 1;
 /// A container's init: a number, and what tells its owner from the next one of that number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Init {
-    /// The process id.
     pub pid: i32,
     /// Its start time, in clock ticks since boot.
     pub start_time: u64,
@@ -39,9 +38,7 @@ impl Init {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     version: u32,
-    /// The container.
     pub id: Id,
-    /// Its bundle.
     pub bundle: PathBuf,
     /// The runtime that created it.
     pub runtime: RuntimeSettings,
@@ -66,7 +63,7 @@ impl Record {
     /// The record of a container that is about to be created.
     pub fn new(id: Id, bundle: PathBuf, runtime: RuntimeSettings) -> Result<Self, Error> {
         let boot = BootId::current().map_err(|source| Error::File {
-            deed: "find out the boot of",
+            action: "find out the boot of",
             path: bundle.clone(),
             source,
         })?;
@@ -90,9 +87,9 @@ impl Record {
     /// Writes the record into `dir`, whole or not at all. It need not survive the machine: no process does.
     pub fn save(&self, dir: &Path) -> Result<(), Error> {
         let path = Self::path(dir, &self.id);
-        let fail = |deed| {
+        let fail = |action| {
             let path = path.clone();
-            move |source| Error::File { deed, path, source }
+            move |source| Error::File { action, path, source }
         };
         let text = serde_json::to_vec(self).map_err(|error| fail("write")(error.into()))?;
         fs::create_dir_all(dir).map_err(fail("make the folder of"))?;
@@ -112,14 +109,14 @@ impl Record {
                 log::warn!("remove {}: {source}", path.display());
                 Ok(())
             }
-            removed => removed.map_err(|source| Error::File { deed: "remove", path, source }),
+            removed => removed.map_err(|source| Error::File { action: "remove", path, source }),
         }
     }
 
     fn load(path: &Path) -> Result<Self, Error> {
         let foreign = |what| Error::Foreign { path: path.to_owned(), what };
         let text = fs::read(path).map_err(|source| Error::File {
-            deed: "read",
+            action: "read",
             path: path.to_owned(),
             source,
         })?;
@@ -140,7 +137,7 @@ pub fn load_all(dir: &Path) -> Result<Vec<Result<Record, Error>>, Error> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(Error::File { deed: "list", path: dir.to_owned(), source }),
+        Err(source) => return Err(Error::File { action: "list", path: dir.to_owned(), source }),
     };
     let mut paths: Vec<PathBuf> = entries
         .flatten()

@@ -22,7 +22,7 @@ fn known(record: &Record) -> Result<(Option<Init>, Cgroup), Error> {
         return Ok((record.init, record.cgroup.clone()));
     }
     let state = quick::State::find(&record.runtime, &record.id).map_err(|source| Error::File {
-        deed: "read the runtime's state in",
+        action: "read the runtime's state in",
         path: record.runtime.root.join(&record.id),
         source,
     })?;
@@ -35,7 +35,7 @@ fn known(record: &Record) -> Result<(Option<Init>, Cgroup), Error> {
 /// process ids, its groups or its name in the runtime's state now is another's.
 fn is_over(record: &Record) -> Result<bool, Error> {
     boot::is_over(record.boot.as_ref()).map_err(|source| Error::File {
-        deed: "find out the boot of",
+        action: "find out the boot of",
         path: record.bundle.clone(),
         source,
     })
@@ -119,7 +119,7 @@ pub async fn release(
             Ok(()) => found = Released::Done,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => {
-                return Err(Error::File { deed: "remove", path: consoles.clone(), source });
+                return Err(Error::File { action: "remove", path: consoles.clone(), source });
             }
         }
     }
@@ -145,7 +145,7 @@ async fn unmount(record: &Record) -> Result<Released, Error> {
     match unmounted.await {
         Ok(answer) => answer.map_err(fail),
         Err(error) => Err(Error::File {
-            deed: "unmount",
+            action: "unmount",
             path: record.bundle.join("rootfs"),
             source: std::io::Error::other(error),
         }),

@@ -9,60 +9,24 @@ use crate::error::{Code, Coded};
 pub enum Error {
     /// The named thing does not exist.
     #[error("{call}: not found: {message}")]
-    NotFound {
-        /// The call.
-        call: String,
-        /// containerd's words.
-        message: String,
-    },
+    NotFound { call: String, message: String },
     /// The named thing is there already.
     #[error("{call}: already exists: {message}")]
-    AlreadyExists {
-        /// The call.
-        call: String,
-        /// containerd's words.
-        message: String,
-    },
+    AlreadyExists { call: String, message: String },
     /// The state of things does not allow it.
     #[error("{call}: failed precondition: {message}")]
-    FailedPrecondition {
-        /// The call.
-        call: String,
-        /// containerd's words.
-        message: String,
-    },
+    FailedPrecondition { call: String, message: String },
     /// containerd is not there, or went away in mid-call: the same call may succeed later.
     #[error("{call}: containerd is unavailable: {message}")]
-    Unavailable {
-        /// The call.
-        call: String,
-        /// What the connection said.
-        message: String,
-    },
+    Unavailable { call: String, message: String },
     /// containerd did not answer in the time that was given.
     #[error("{call}: no answer from containerd in time")]
-    DeadlineExceeded {
-        /// The call.
-        call: String,
-    },
+    DeadlineExceeded { call: String },
     /// The request names something that cannot be.
     #[error("{call}: invalid: {message}")]
-    Invalid {
-        /// The call.
-        call: String,
-        /// What is wrong.
-        message: String,
-    },
-    /// Any other answer.
+    Invalid { call: String, message: String },
     #[error("{call}: {code}: {message}")]
-    Other {
-        /// The call.
-        call: String,
-        /// gRPC's name for it.
-        code: String,
-        /// containerd's words.
-        message: String,
-    },
+    Other { call: String, code: String, message: String },
 }
 
 impl Error {

@@ -123,7 +123,6 @@ impl FakeContainerd {
         self.state().calls.clone()
     }
 
-    /// The leases there are.
     pub fn leases(&self) -> Vec<String> {
         self.state().leases.iter().cloned().collect()
     }

@@ -74,7 +74,6 @@ pub trait Containerd: Send + Sync {
     /// Makes a read-only snapshot, or finds the one made before, and says how it is mounted.
     async fn view_snapshot(&self, view: &View, deadline: Instant) -> Result<Vec<Mount>, Error>;
 
-    /// Removes a snapshot.
     async fn remove_snapshot(
         &self,
         snapshotter: &str,
@@ -91,24 +90,16 @@ pub trait Containerd: Send + Sync {
 pub struct TaskExit {
     /// Its exit status, 128 and the signal's number for a killed one.
     pub status: u32,
-    /// When.
     pub exited_at: SystemTime,
 }
 
-/// How a task is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TaskStatus {
-    /// containerd itself cannot tell.
     Unknown,
-    /// Not started yet.
     Created,
-    /// Running.
     Running,
-    /// Exited, not deleted yet.
     Stopped(TaskExit),
-    /// Frozen.
     Paused,
-    /// Being frozen.
     Pausing,
 }
 
@@ -124,9 +115,7 @@ pub struct Image {
 /// A read-only snapshot that is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
-    /// Who makes it.
     pub snapshotter: String,
-    /// Its name.
     pub key: String,
     /// The snapshot that it shows.
     pub parent: String,

@@ -23,7 +23,7 @@ use nix::{
 };
 use rustix::process::Signal;
 
-use super::{KeeperError, Net, User, Wanted, deed, inside};
+use super::{KeeperError, Net, User, Wanted, during, inside};
 use crate::{
     process::{Exited, Expecting, Reaper},
     released::Released,
@@ -44,7 +44,6 @@ impl std::fmt::Debug for HolderProgram {
     }
 }
 
-/// A running holder.
 #[derive(Debug)]
 pub struct Holder {
     identity: (i32, u64),
@@ -62,16 +61,18 @@ impl Holder {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .map_err(io::Error::from)
-                .map_err(deed("make the holder's socket"))?;
+                .map_err(during("make the holder's socket"))?;
         // By a message, as arguments can be seen by whoever shares the pod's PID namespace.
         send(ours.as_raw_fd(), letters(&wanted).as_bytes(), MsgFlags::MSG_NOSIGNAL)
             .map_err(io::Error::from)
-            .map_err(deed("tell the holder its namespaces"))?;
+            .map_err(during("tell the holder its namespaces"))?;
         let net: OwnedFd = match &wanted.net {
             Net::Join(path) => {
-                File::open(path).map_err(deed(format!("open {}", path.display())))?.into()
+                File::open(path).map_err(during(format!("open {}", path.display())))?.into()
             }
-            Net::Host | Net::New => File::open("/dev/null").map_err(deed("open /dev/null"))?.into(),
+            Net::Host | Net::New => {
+                File::open("/dev/null").map_err(during("open /dev/null"))?.into()
+            }
         };
         let image = memory_file(program.0)?;
         // Held until the holder is adopted: its number is learned from its own message.
@@ -80,14 +81,13 @@ impl Holder {
         command.arg0("mooring-pod").env_clear();
         command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::from(net));
         // On this thread: the holder's parent-death signal follows the thread that starts it.
-        let (started, _) = reaper.spawn(&mut command).map_err(deed("start the holder"))?;
+        let (started, _) = reaper.spawn(&mut command).map_err(during("start the holder"))?;
         drop(command);
         let launched = Launched { expecting, started, socket: ours };
         let talk = tokio::task::spawn_blocking(move || launched.settle(&wanted));
         talk.await.unwrap_or_else(|error| Err(KeeperError::Holder(error.to_string())))
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.identity.0.unsigned_abs()
     }
@@ -97,7 +97,6 @@ impl Holder {
         self.identity
     }
 
-    /// Its exit.
     pub fn exited(&self) -> Exited {
         self.exited.clone()
     }
@@ -130,7 +129,7 @@ impl Launched {
         let opened = || -> Result<Holder, KeeperError> {
             // It is this process's own child: until it is reaped nobody else has its number.
             let gone = || KeeperError::Holder("it ended before it was ready".into());
-            let failed = || deed("hold the holder");
+            let failed = || during("hold the holder");
             let pinned = Pinned::new(pid, None).map_err(failed())?.ok_or_else(gone)?;
             let start_time = identity::start_time(pid).map_err(failed())?.ok_or_else(gone)?;
             Ok(Holder { identity: (pid, start_time), pinned, exited: exited.clone() })
@@ -139,7 +138,7 @@ impl Launched {
             prepare(&holder, wanted)?;
             send(self.socket.as_raw_fd(), b"g", MsgFlags::MSG_NOSIGNAL)
                 .map_err(io::Error::from)
-                .map_err(deed("release the holder"))?;
+                .map_err(during("release the holder"))?;
             Ok(holder)
         });
         if made.is_err() {
@@ -164,7 +163,7 @@ impl Launched {
             &limit,
         )
         .map_err(io::Error::from)
-        .map_err(deed("bound the wait for the holder"))?;
+        .map_err(during("bound the wait for the holder"))?;
         // With a PID namespace two processes speak: one names the other, and the other says that it is ready.
         let mut named = !wanted.shared_pid;
         let mut ready = false;
@@ -172,7 +171,7 @@ impl Launched {
             let mut message = [0u8; 16];
             let length = recv(self.socket.as_raw_fd(), &mut message, MsgFlags::empty())
                 .map_err(io::Error::from)
-                .map_err(deed("hear from the holder"))?;
+                .map_err(during("hear from the holder"))?;
             match message.get(..length) {
                 Some([b'm']) => {
                     if let User::New { uids, gids } = &wanted.user {
@@ -180,7 +179,7 @@ impl Launched {
                     }
                     send(self.socket.as_raw_fd(), b"m", MsgFlags::MSG_NOSIGNAL)
                         .map_err(io::Error::from)
-                        .map_err(deed("answer the holder"))?;
+                        .map_err(during("answer the holder"))?;
                 }
                 Some([b'P', number @ ..]) if number.len() == 4 => {
                     let number = number.try_into().map(i32::from_ne_bytes).unwrap_or_default();
@@ -190,7 +189,7 @@ impl Launched {
                 Some([b'R']) => ready = true,
                 Some([b'E', letter, errno @ ..]) if errno.len() == 4 => {
                     let errno = errno.try_into().map(i32::from_ne_bytes).unwrap_or_default();
-                    return Err(deed(step_name(*letter))(io::Error::from_raw_os_error(errno)));
+                    return Err(during(step_name(*letter))(io::Error::from_raw_os_error(errno)));
                 }
                 Some([]) => return Err(KeeperError::Holder("it ended before it was ready".into())),
                 _ => {
@@ -230,7 +229,7 @@ fn prepare(holder: &Holder, wanted: &Wanted) -> Result<(), KeeperError> {
 /// The ids on the node of the process `pid`, which is its user namespace's root.
 fn ids(pid: u32) -> Result<(u32, u32), KeeperError> {
     let path = format!("/proc/{pid}/status");
-    let status = std::fs::read_to_string(&path).map_err(deed(format!("read {path}")))?;
+    let status = std::fs::read_to_string(&path).map_err(during(format!("read {path}")))?;
     let real = |key: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(key))?;
         line.split_whitespace().next()?.parse().ok()
@@ -290,7 +289,7 @@ fn map(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> Result<(), KeeperErr
 ",
         );
         // One write: the kernel takes a map only once and whole (user_namespaces(7)).
-        std::fs::write(&path, text).map_err(deed(format!("write {path}")))?;
+        std::fs::write(&path, text).map_err(during(format!("write {path}")))?;
     }
     Ok(())
 }
@@ -298,27 +297,27 @@ fn map(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> Result<(), KeeperErr
 fn memory_file(program: &[u8]) -> Result<File, KeeperError> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let made = memfd_create("mooring-holder", flags).map_err(io::Error::from);
-    let mut file = File::from(made.map_err(deed("make a memory file for the holder"))?);
-    file.write_all(program).map_err(deed("write the holder to its memory file"))?;
+    let mut file = File::from(made.map_err(during("make a memory file for the holder"))?);
+    file.write_all(program).map_err(during("write the holder to its memory file"))?;
     let seals = SealFlag::F_SEAL_WRITE
         | SealFlag::F_SEAL_GROW
         | SealFlag::F_SEAL_SHRINK
         | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals))
         .map_err(io::Error::from)
-        .map_err(deed("seal the holder"))?;
+        .map_err(during("seal the holder"))?;
     // A file that is open for writing cannot be executed (ETXTBSY): go on with a read-only description of it.
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    File::open(path).map_err(deed("open the holder's memory file"))
+    File::open(path).map_err(during("open the holder's memory file"))
 }
 
 /// Kills the process `pid` if it is still the one that started at `start_time`.
 pub(super) fn kill_by_identity(pid: i32, start_time: u64) -> Result<Released, KeeperError> {
-    let held = Pinned::new(pid, Some(start_time)).map_err(deed(format!("hold holder {pid}")))?;
+    let held = Pinned::new(pid, Some(start_time)).map_err(during(format!("hold holder {pid}")))?;
     let Some(pinned) = held else { return Ok(Released::AlreadyGone) };
     match pinned.kill_and_wait(STEP) {
         Ok(true) => Ok(Released::Done),
         Ok(false) => Ok(Released::AlreadyGone),
-        Err(error) => Err(deed(format!("kill holder {pid}"))(error)),
+        Err(error) => Err(during(format!("kill holder {pid}"))(error)),
     }
 }

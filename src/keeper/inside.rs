@@ -11,7 +11,7 @@ use rustix::{
 };
 
 use super::{
-    KeeperError, deed,
+    KeeperError, during,
     sysctls::{self, Sysctls},
 };
 use crate::sys::namespaces;
@@ -20,7 +20,7 @@ use crate::sys::namespaces;
 pub(super) fn set_hostname(name: &str) -> Result<(), KeeperError> {
     nix::unistd::sethostname(name)
         .map_err(io::Error::from)
-        .map_err(deed(format!("set hostname {name:?}")))
+        .map_err(during(format!("set hostname {name:?}")))
 }
 
 /// Sets kernel parameters, which were checked, in the calling thread's network, IPC and UTS namespaces: never in one of
@@ -39,7 +39,7 @@ pub(super) fn set_sysctls(sysctls: &Sysctls, root: Option<(u32, u32)>) -> Result
         }
     }
     if let (Some((user, group)), false) = (root, refused.is_empty()) {
-        become_user(user, group).map_err(deed("take the identity of the pod's root"))?;
+        become_user(user, group).map_err(during("take the identity of the pod's root"))?;
         for (name, value) in refused {
             set_sysctl(name, value).map_err(wrong(name, value))?;
         }
@@ -76,7 +76,7 @@ fn become_user(user: u32, group: u32) -> io::Result<()> {
 pub(super) fn enter(pid: u32, kinds: &[&str]) -> Result<(), KeeperError> {
     for kind in kinds {
         let path = format!("/proc/{pid}/ns/{kind}");
-        let file = std::fs::File::open(&path).map_err(deed(format!("open {path}")))?;
+        let file = std::fs::File::open(&path).map_err(during(format!("open {path}")))?;
         join(file.as_fd(), &path)?;
     }
     Ok(())
@@ -86,5 +86,5 @@ pub(super) fn enter(pid: u32, kinds: &[&str]) -> Result<(), KeeperError> {
 pub(super) fn join(namespace: impl AsFd, name: &str) -> Result<(), KeeperError> {
     nix::sched::setns(namespace, nix::sched::CloneFlags::empty())
         .map_err(io::Error::from)
-        .map_err(deed(format!("join namespace {name}")))
+        .map_err(during(format!("join namespace {name}")))
 }

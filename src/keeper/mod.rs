@@ -27,7 +27,6 @@ use sysctls::Sysctls;
 /// Which network namespace the keeper enters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Net {
-    /// The node's.
     Host,
     /// The one at this path.
     Join(PathBuf),
@@ -38,15 +37,12 @@ pub enum Net {
 /// Which user namespace the keeper lives in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum User {
-    /// The node's.
     Host,
     /// The one that owns the network namespace which the keeper joins.
     OwnerOfNet,
     /// A new one with these mappings.
     New {
-        /// User ids.
         uids: Vec<IdMapping>,
-        /// Group ids.
         gids: Vec<IdMapping>,
     },
 }
@@ -54,9 +50,7 @@ pub enum User {
 /// What a keeper is to hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// The network namespace.
     pub net: Net,
-    /// The user namespace.
     pub user: User,
     /// Whether the pod has an IPC namespace of its own.
     pub ipc: bool,
@@ -92,23 +86,11 @@ pub enum KeeperRecord {
 #[derive(Debug, Error)]
 pub enum KeeperError {
     /// A namespace could not be joined, made or set up.
-    #[error("{deed}: {source}")]
-    Namespace {
-        /// What was being done.
-        deed: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    #[error("{during}: {source}")]
+    Namespace { during: String, source: io::Error },
     /// A kernel parameter was refused.
     #[error("set sysctl {name:?} to {value:?}: {source}")]
-    Sysctl {
-        /// The parameter.
-        name: String,
-        /// The value.
-        value: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    Sysctl { name: String, value: String, source: io::Error },
     /// The holder did not come up.
     #[error("holder: {0}")]
     Holder(String),
@@ -128,17 +110,15 @@ impl Coded for KeeperError {
     }
 }
 
-fn deed(what: impl Into<String>) -> impl FnOnce(io::Error) -> KeeperError {
-    let deed = what.into();
-    move |source| KeeperError::Namespace { deed, source }
+fn during(what: impl Into<String>) -> impl FnOnce(io::Error) -> KeeperError {
+    let during = what.into();
+    move |source| KeeperError::Namespace { during, source }
 }
 
 /// A running keeper. Dropping it ends a thread; a holder is ended by [`Keeper::end`] or by the shim's death.
 #[derive(Debug)]
 pub enum Keeper {
-    /// A parked thread.
     Thread(thread::Parked),
-    /// A process.
     Holder(holder::Holder),
 }
 

@@ -15,11 +15,8 @@ pub type Sysctls = BTreeMap<String, String>;
 /// Which of a pod's namespaces are not the node's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Own {
-    /// The network namespace.
     pub net: bool,
-    /// The IPC namespace.
     pub ipc: bool,
-    /// The UTS namespace.
     pub uts: bool,
 }
 
@@ -29,7 +26,6 @@ pub struct Own {
 pub struct Refused {
     /// Its name, as the client wrote it.
     pub name: String,
-    /// Why.
     pub reason: &'static str,
 }
 

@@ -4,7 +4,7 @@ use std::{fs::File, io, sync::mpsc, thread::JoinHandle};
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::{KeeperError, Net, Wanted, deed, inside};
+use super::{KeeperError, Net, Wanted, during, inside};
 
 /// Virtual size of the thread's stack; only what is touched costs memory.
 const STACK: usize = 48 * 1024;
@@ -42,7 +42,7 @@ impl Parked {
             home.enter();
         };
         let handle = std::thread::Builder::new().name("pod".into()).stack_size(STACK).spawn(body);
-        let handle = handle.map_err(deed("start the pod's thread"))?;
+        let handle = handle.map_err(during("start the pod's thread"))?;
         match reported.recv() {
             Ok(Ok(tid)) => Ok(Self { tid, leash: Some(leash), handle: Some(handle) }),
             Ok(Err(error)) => {
@@ -80,16 +80,16 @@ impl Drop for Parked {
 fn enter(wanted: &Wanted) -> Result<(), KeeperError> {
     if let Net::Join(path) = &wanted.net {
         let name = path.display().to_string();
-        let file = File::open(path).map_err(deed(format!("open {name}")))?;
+        let file = File::open(path).map_err(during(format!("open {name}")))?;
         nix::sched::setns(&file, CloneFlags::CLONE_NEWNET)
             .map_err(io::Error::from)
-            .map_err(deed(format!("join network namespace {name}")))?;
+            .map_err(during(format!("join network namespace {name}")))?;
     }
     let mut flags = CloneFlags::empty();
     flags.set(CloneFlags::CLONE_NEWIPC, wanted.ipc);
     flags.set(CloneFlags::CLONE_NEWUTS, wanted.uts.is_some());
     flags.set(CloneFlags::CLONE_NEWNET, wanted.net == Net::New);
-    unshare(flags).map_err(io::Error::from).map_err(deed("make the pod's namespaces"))?;
+    unshare(flags).map_err(io::Error::from).map_err(during("make the pod's namespaces"))?;
     if let Some(hostname) = &wanted.uts {
         inside::set_hostname(hostname)?;
     }
@@ -103,7 +103,7 @@ impl Home {
     fn open() -> Result<Self, KeeperError> {
         let open = |kind: &str| {
             let path = format!("/proc/thread-self/ns/{kind}");
-            File::open(&path).map_err(deed(format!("open {path}")))
+            File::open(&path).map_err(during(format!("open {path}")))
         };
         Ok(Self([open("net")?, open("ipc")?, open("uts")?]))
     }

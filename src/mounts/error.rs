@@ -15,64 +15,44 @@ pub enum Error {
     /// The request cannot be meant.
     #[error("{what}: {reason}")]
     Invalid {
-        /// What was asked for.
         what: String,
         /// What is wrong with it.
         reason: String,
     },
     /// Mooring, or this kernel, has no way to do it.
     #[error("{what}: {reason}")]
-    Unimplemented {
-        /// What was asked for.
-        what: String,
-        /// What is missing.
-        reason: String,
-    },
-    /// The kernel refused.
-    #[error("{deed}: {source}")]
+    Unimplemented { what: String, reason: String },
+    #[error("{action}: {source}")]
     System {
         /// What was being done, to what.
-        deed: String,
-        /// The kernel's answer.
+        action: String,
         source: io::Error,
     },
     /// The file system had more to say than a number.
-    #[error("{deed}: {source}: {messages}")]
+    #[error("{action}: {source}: {messages}")]
     Explained {
         /// What was being done, to what.
-        deed: String,
-        /// The kernel's answer.
+        action: String,
         source: io::Error,
-        /// The kernel's words.
         messages: String,
     },
     /// A part of an image volume is not there.
     #[error("image volume {reference:?}: {path:?} does not exist in the image")]
-    NoSuchPath {
-        /// The image.
-        reference: String,
-        /// The path within.
-        path: String,
-    },
+    NoSuchPath { reference: String, path: String },
     /// containerd did not do its part of an image volume.
     #[error("image volume {reference:?}: {source}")]
-    Image {
-        /// The image.
-        reference: String,
-        /// containerd's answer.
-        source: containerd::Error,
-    },
+    Image { reference: String, source: containerd::Error },
 }
 
 impl Error {
-    /// A system call's failure in doing `deed`.
-    pub(crate) fn system(deed: impl Into<String>, source: impl Into<io::Error>) -> Self {
-        Self::System { deed: deed.into(), source: source.into() }
+    /// A system call's failure in doing `action`.
+    pub(crate) fn system(action: impl Into<String>, source: impl Into<io::Error>) -> Self {
+        Self::System { action: action.into(), source: source.into() }
     }
 
-    /// A system call's failure in doing `deed` to `path`.
-    pub(crate) fn at(deed: &str, path: &Path, source: impl Into<io::Error>) -> Self {
-        Self::system(format!("{deed} {}", path.display()), source)
+    /// A system call's failure in doing `action` to `path`.
+    pub(crate) fn at(action: &str, path: &Path, source: impl Into<io::Error>) -> Self {
+        Self::system(format!("{action} {}", path.display()), source)
     }
 
     pub(crate) fn invalid(what: impl Into<String>, reason: impl Into<String>) -> Self {

@@ -19,7 +19,6 @@ const HOSTNAME: &str = "hostname";
 /// The pod's files, in a folder of the pod's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FilesRecord {
-    /// The folder.
     pub dir: PathBuf,
 }
 
@@ -59,11 +58,8 @@ pub struct FilesRequest {
 /// How a pod resolves names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dns {
-    /// Addresses of name servers.
     pub servers: Vec<String>,
-    /// Domains to search.
     pub searches: Vec<String>,
-    /// The resolver's options.
     pub options: Vec<String>,
 }
 

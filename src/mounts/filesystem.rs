@@ -53,7 +53,7 @@ pub(super) fn attach(
 }
 
 fn loop_device(mount: &Mount, options: &Options) -> Result<OwnedFd, Error> {
-    let deed = || format!("{mount}: set up a loop device");
+    let action = || format!("{mount}: set up a loop device");
     let read_only = options.is_read_only();
     let file = fs::OpenOptions::new()
         .read(true)
@@ -65,7 +65,7 @@ fn loop_device(mount: &Mount, options: &Options) -> Result<OwnedFd, Error> {
     loop {
         match loopify_with_flags(&file, mode) {
             Err(error) if is_busy(&error) && tries < LOOP_TRIES => tries += 1,
-            answer => return answer.map_err(|error| Error::system(deed(), error)),
+            answer => return answer.map_err(|error| Error::system(action(), error)),
         }
     }
 }
@@ -168,11 +168,11 @@ impl Failure {
     }
 
     fn of(&self, mount: &Mount, errno: Errno) -> Error {
-        let deed = format!("{mount}: {}", self.step);
+        let action = format!("{mount}: {}", self.step);
         if self.messages.is_empty() {
-            return Error::system(deed, errno);
+            return Error::system(action, errno);
         }
-        Error::Explained { deed, source: errno.into(), messages: self.messages.clone() }
+        Error::Explained { action, source: errno.into(), messages: self.messages.clone() }
     }
 }
 

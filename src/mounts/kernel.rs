@@ -74,7 +74,6 @@ mod fake {
             self.state().refuse.insert(name, (times, errno));
         }
 
-        /// What is mounted.
         pub fn mounted(&self) -> BTreeMap<PathBuf, Vec<Mount>> {
             self.state().mounted.clone()
         }

@@ -19,12 +19,10 @@ use super::{Error, UserNamespace, attach::attach, idmap::proc_path, options::Opt
 pub struct Mount {
     /// The file system's type, or `bind`.
     pub kind: String,
-    /// What is mounted.
     pub source: String,
     /// Where, relative to the root file system; the root itself when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<PathBuf>,
-    /// Options in fstab's words.
     #[serde(default)]
     pub options: Vec<String>,
 }

@@ -12,7 +12,6 @@ pub(crate) struct IdRange {
     pub length: u32,
 }
 
-/// A mount's options, sorted.
 #[derive(Debug)]
 pub(crate) struct Options {
     /// `Some(recursive)` for a bind mount.

@@ -13,10 +13,8 @@ use crate::released::Released;
 /// The size that a pod's shm has unless somebody says otherwise.
 pub const DEFAULT_SIZE: u64 = 64 << 20;
 
-/// The pod's shm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShmRecord {
-    /// Where it is mounted.
     pub path: PathBuf,
 }
 

@@ -248,7 +248,6 @@ pub(super) struct Runner<'a> {
 }
 
 impl Runner<'_> {
-    /// Makes one call.
     pub(super) async fn call(
         &self,
         operation: Operation,
@@ -336,10 +335,10 @@ fn with_version(mut result: Value, version: &str) -> Value {
 
 /// Runs what may sleep beside the async thread.
 pub(super) async fn blocking<T: Send + 'static>(
-    deed: &'static str,
+    action: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {
-    spawn_blocking(work).await.map_err(|_| Error::Lost { deed })
+    spawn_blocking(work).await.map_err(|_| Error::Lost { action })
 }
 
 #[cfg(test)]

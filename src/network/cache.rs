@@ -56,7 +56,6 @@ pub enum CacheProblem {
 /// An attachment as its cached result tells it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CachedAttachment {
-    /// The container's (sandbox's) id.
     pub container_id: String,
     /// The interface in the container.
     pub ifname: String,
@@ -68,11 +67,9 @@ pub struct CachedAttachment {
     pub capabilities: Map<String, Value>,
     /// The configuration of the ADD.
     pub list: NetworkList,
-    /// What the ADD gave.
     pub result: Option<Value>,
 }
 
-/// The file's own form.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct File {
@@ -147,7 +144,6 @@ impl Slot {
         write(&self.path, attachment).map_err(|problem| self.error(problem))
     }
 
-    /// Forgets the result.
     pub(super) fn remove(&self) -> Result<Released, Error> {
         match fs::remove_file(&self.path) {
             Ok(()) => Ok(Released::Done),

@@ -23,10 +23,8 @@ pub(super) const WITH_STATUS: Version = (1, 1, 0);
 /// Why a configuration cannot be used.
 #[derive(Debug, Error)]
 pub enum ConfProblem {
-    /// It cannot be read.
     #[error("{0}")]
     Read(#[from] io::Error),
-    /// It is not JSON.
     #[error("no JSON: {0}")]
     Json(#[from] serde_json::Error),
     /// A member is missing or of the wrong kind.
@@ -38,7 +36,6 @@ pub enum ConfProblem {
     /// No version of it is one that is spoken here.
     #[error("cniVersion {0:?} is not supported (0.3.0 to 1.1.0 are)")]
     Version(String),
-    /// It has no plugins.
     #[error("there are no plugins")]
     NoPlugins,
     /// A plugin has no type.
@@ -65,7 +62,6 @@ pub(super) struct Plugin {
 }
 
 impl NetworkList {
-    /// Understands a configuration list.
     pub fn from_value(document: Value) -> Result<Self, ConfProblem> {
         let text = |key| match document.get(key) {
             None => Ok(None),
@@ -100,7 +96,6 @@ impl NetworkList {
         Self::from_value(serde_json::from_slice(bytes)?)
     }
 
-    /// The network's name.
     pub fn name(&self) -> &str {
         &self.name
     }

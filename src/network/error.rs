@@ -13,64 +13,40 @@ pub enum Error {
     /// The conf dir holds no usable configuration.
     #[error("no valid CNI configuration in {}{}", dir.display(), skipped_note(skipped))]
     NoNetworks {
-        /// The conf dir.
         dir: PathBuf,
         /// The files that were not usable, each with its reason.
         skipped: Vec<String>,
     },
     /// The conf dir cannot be read.
     #[error("read CNI configurations in {}: {source}", dir.display())]
-    ConfDir {
-        /// The conf dir.
-        dir: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    ConfDir { dir: PathBuf, source: io::Error },
     /// What was asked for cannot be handed to a plugin.
     #[error("CNI {what} {value:?} is not valid")]
     Invalid {
         /// What it is: a container id, an interface name …
         what: &'static str,
-        /// Its value.
         value: String,
     },
     /// The record's own copy of a configuration is damaged.
     #[error("recorded CNI configuration of network {network:?}: {problem}")]
-    Record {
-        /// The network.
-        network: String,
-        /// What is wrong.
-        problem: super::ConfProblem,
-    },
-    /// A plugin failed.
+    Record { network: String, problem: super::ConfProblem },
     #[error("CNI {operation} of plugin {plugin:?} in network {network:?}: {source}")]
     Plugin {
         /// What it was asked to do.
         operation: Operation,
-        /// Its type.
         plugin: String,
-        /// The network.
         network: String,
-        /// What happened.
         source: Box<PluginError>,
     },
     /// A cached result cannot be read or written.
     #[error("CNI result {}: {source}", path.display())]
-    Cache {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: CacheProblem,
-    },
+    Cache { path: PathBuf, source: CacheProblem },
     /// The loopback interface did not come up.
     #[error("bring lo up: {0}")]
     Loopback(#[from] netns::Error),
     /// The thread that did the work was lost.
-    #[error("{deed}: the thread was lost")]
-    Lost {
-        /// What it was doing.
-        deed: &'static str,
-    },
+    #[error("{action}: the thread was lost")]
+    Lost { action: &'static str },
 }
 
 impl Coded for Error {

@@ -27,9 +27,7 @@ struct State {
 /// How a fake plugin fails.
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
-    /// With an error object.
     Reported(u32, &'static str),
-    /// Its program is gone.
     Missing,
     /// It hangs until its deadline.
     Hangs,
@@ -43,7 +41,6 @@ impl FakePlugins {
         self.state().failures.insert((operation, plugin.to_owned()), faults);
     }
 
-    /// Every call so far.
     pub(crate) fn calls(&self) -> Vec<Call> {
         self.state().calls.clone()
     }

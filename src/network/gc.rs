@@ -10,7 +10,6 @@ use super::{
     conf::{self, NetworkList},
 };
 
-/// What a collection did.
 #[derive(Debug, Default)]
 pub struct GcReport {
     /// Attachments that were not valid any more and are detached now: network, container, interface.

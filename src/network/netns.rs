@@ -51,27 +51,15 @@ pub enum Error {
     /// The path leads to something else.
     #[error("{} is no network namespace{}", path.display(), because(reason.as_ref()))]
     NotNetns {
-        /// The path.
         path: PathBuf,
         /// Why it cannot be looked at, if that is the reason.
         reason: Option<io::Error>,
     },
     /// A namespace is pinned there already.
     #[error("a network namespace is pinned at {} already", path.display())]
-    Taken {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A step failed.
-    #[error("{deed} of network namespace {}: {source}", path.display())]
-    Failed {
-        /// What was being done.
-        deed: &'static str,
-        /// The namespace's file.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    Taken { path: PathBuf },
+    #[error("{action} of network namespace {}: {source}", path.display())]
+    Failed { action: &'static str, path: PathBuf, source: io::Error },
     /// The namespace cannot be entered.
     #[error("enter network namespace: {0}")]
     Enter(io::Error),
@@ -94,8 +82,8 @@ fn because(reason: Option<&io::Error>) -> String {
     reason.map(|error| format!(": {error}")).unwrap_or_default()
 }
 
-fn failed(deed: &'static str, path: &Path, source: impl Into<io::Error>) -> Error {
-    Error::Failed { deed, path: path.to_owned(), source: source.into() }
+fn failed(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Error {
+    Error::Failed { action, path: path.to_owned(), source: source.into() }
 }
 
 /// The file for a sandbox's namespace below `dir`. Ids hold no two separators in a row, so no two sandboxes share it;

@@ -15,9 +15,7 @@ use crate::{
 /// What a plugin is asked to do: the value of `CNI_COMMAND`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
-    /// Attach the container.
     Add,
-    /// Detach the container.
     Del,
     /// See whether the network can take containers.
     Status,
@@ -73,7 +71,6 @@ pub struct Call {
     pub bin_dirs: Vec<PathBuf>,
 }
 
-/// Runs CNI plugins.
 #[async_trait]
 pub trait CniPlugins: Send + Sync {
     /// Makes one call and gives what the plugin printed, `None` if that was nothing. A plugin that has not ended at
@@ -93,7 +90,6 @@ pub enum PluginError {
     Reported {
         /// CNI's error code; from 100 on the plugin's own.
         code: u32,
-        /// What went wrong.
         msg: String,
         /// More of it; may be empty.
         details: String,

@@ -13,9 +13,7 @@ use super::{
 /// What a pod asks of its networks.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AttachRequest {
-    /// The sandbox's id.
     pub container_id: String,
-    /// The pod's network namespace.
     pub netns: PathBuf,
     /// `CNI_ARGS`; see [`kubernetes_args`].
     pub args: Vec<(String, String)>,
@@ -39,7 +37,6 @@ pub enum Outcome {
 /// One network of an attachment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NetworkRecord {
-    /// The network's name.
     pub name: String,
     /// The pod's interface in it.
     pub ifname: String,
@@ -55,9 +52,7 @@ pub struct NetworkRecord {
 /// A pod's attachment to its networks, for the journal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AttachmentRecord {
-    /// The sandbox's id.
     pub container_id: String,
-    /// The pod's network namespace.
     pub netns: PathBuf,
     /// `CNI_ARGS`.
     #[serde(default)]

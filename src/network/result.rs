@@ -9,7 +9,6 @@ use serde_json::Value;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Interface {
-    /// Its name.
     pub name: String,
     /// Its hardware address; may be empty.
     pub mac: String,
@@ -36,10 +35,8 @@ impl Address {
     }
 }
 
-/// What one network gave.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NetworkResult {
-    /// The network.
     pub network: String,
     /// The pod's interface in it.
     pub ifname: String,
@@ -47,7 +44,6 @@ pub struct NetworkResult {
     pub interfaces: Vec<Interface>,
     /// The addresses that were assigned.
     pub addresses: Vec<Address>,
-    /// The whole result.
     pub result: Value,
 }
 
@@ -77,7 +73,6 @@ impl NetworkResult {
 /// What all networks of an attachment gave, in the order of ADD.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AddResult {
-    /// One for each network.
     pub networks: Vec<NetworkResult>,
 }
 

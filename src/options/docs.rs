@@ -20,7 +20,6 @@ const EXAMPLE_HEAD: &str = "\
 ";
 const WIDTH: usize = 115;
 
-/// The table of docs/options.md.
 fn table() -> String {
     let defaults = Options::default();
     let mut text = HEAD.to_owned();
@@ -38,7 +37,6 @@ fn table() -> String {
     text
 }
 
-/// The example file.
 fn example() -> String {
     let defaults = Options::default();
     let mut text = EXAMPLE_HEAD.to_owned();

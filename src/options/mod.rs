@@ -71,9 +71,7 @@ pub enum NetworkOwner {
     /// The client where it passed a network namespace, else the shim.
     #[default]
     Auto,
-    /// The shim, always.
     Shim,
-    /// The client, always.
     Client,
 }
 

@@ -9,7 +9,6 @@ use super::{Exited, Reaper};
 
 /// A child whose end can be asked for.
 pub struct TestChild {
-    /// Its process id.
     pub pid: i32,
     exited: Exited,
     runtime: Option<Runtime>,

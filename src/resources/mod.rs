@@ -30,19 +30,13 @@ pub use plan::{Action, PLAN, WITHOUT_SHIM};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resource {
-    /// The pod's cgroup.
     Cgroup(PodCgroupRecord),
-    /// hosts, resolv.conf, hostname.
     Files(FilesRecord),
-    /// The pod's /dev/shm.
     Shm(ShmRecord),
     /// A network namespace that the shim made.
     Netns(NetnsRecord),
-    /// What keeps the namespaces.
     Keeper(KeeperRecord),
-    /// CNI attachments.
     Network(Box<AttachmentRecord>),
-    /// A mounted image.
     ImageVolume(ImageVolumeRecord),
     /// The lease that keeps the sandbox's snapshots.
     Lease(LeaseRecord),
@@ -96,7 +90,6 @@ struct Declared {
     outlives_reboot: bool,
 }
 
-/// One kind of resource.
 #[async_trait]
 trait Kind: Sync {
     fn declared(&self) -> Declared;
@@ -108,8 +101,6 @@ trait Kind: Sync {
 /// Who is needed for a release, beside the kernel.
 #[derive(Clone)]
 pub struct Parties {
-    /// For snapshots and leases.
     pub containerd: Arc<dyn Containerd>,
-    /// For CNI DEL.
     pub plugins: Arc<dyn CniPlugins>,
 }

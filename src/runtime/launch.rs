@@ -21,11 +21,8 @@ use crate::{
 /// What a container's process gets as its input and output; `None` is /dev/null.
 #[derive(Debug, Default)]
 pub struct Stdio {
-    /// Standard input.
     pub stdin: Option<OwnedFd>,
-    /// Standard output.
     pub stdout: Option<OwnedFd>,
-    /// Standard error.
     pub stderr: Option<OwnedFd>,
 }
 

@@ -43,7 +43,6 @@ pub struct Create {
 pub struct Exec {
     /// The process, as in an OCI specification.
     pub process: serde_json::Value,
-    /// Its input and output.
     pub stdio: Stdio,
     /// Where the runtime sends the terminal's descriptor, for a process with a terminal.
     pub console: Option<PathBuf>,
@@ -54,16 +53,10 @@ pub struct Exec {
 pub enum Error {
     /// The program could not be run.
     #[error("OCI runtime {verb} failed: {source}")]
-    Run {
-        /// The runtime's command.
-        verb: &'static str,
-        /// Why not.
-        source: process::Failure,
-    },
+    Run { verb: &'static str, source: process::Failure },
     /// The program is not there.
     #[error("OCI runtime {verb} failed: no program {program:?}{place}", place = if program.contains('/') { "" } else { " in PATH" })]
     Missing {
-        /// The runtime's command.
         verb: &'static str,
         /// The program as it was asked for.
         program: String,
@@ -71,45 +64,22 @@ pub enum Error {
     /// It did not end in time, and was killed with everything that it had started.
     #[error("OCI runtime {verb} of container \"{id}\" did not end within {limit:?} and was killed")]
     Late {
-        /// The runtime's command.
         verb: &'static str,
-        /// The container.
         id: Id,
         /// How long it was given.
         limit: Duration,
     },
-    /// It ran and failed.
     #[error("OCI runtime {verb} failed: {complaint}")]
-    Refused {
-        /// The runtime's command.
-        verb: &'static str,
-        /// What the runtime said.
-        complaint: String,
-    },
+    Refused { verb: &'static str, complaint: String },
     /// It ran, said that all was well, and left or printed something that makes no sense.
     #[error("OCI runtime {verb}: {what}")]
-    Garbage {
-        /// The runtime's command.
-        verb: &'static str,
-        /// What was wrong.
-        what: String,
-    },
+    Garbage { verb: &'static str, what: String },
     /// The container's init ended before it could be started.
     #[error("OCI runtime start failed: the container's process has ended")]
     Ended,
     /// A file that the runtime reads or writes.
-    #[error("OCI runtime {verb}: {deed} {path}: {source}", path = path.display())]
-    File {
-        /// The runtime's command.
-        verb: &'static str,
-        /// What was being done.
-        deed: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The container's group.
+    #[error("OCI runtime {verb}: {action} {path}: {source}", path = path.display())]
+    File { verb: &'static str, action: &'static str, path: PathBuf, source: io::Error },
     #[error("OCI runtime delete: {0}")]
     Cgroup(#[from] crate::cgroup::Error),
 }
@@ -141,7 +111,6 @@ impl Coded for Error {
 pub trait OciRuntime: Send + Sync {
     /// Creates container `id` from `bundle`; answers the process id of its init, which waits to be started.
     async fn create(&self, id: &Id, bundle: &Path, create: Create) -> Result<i32, Error>;
-    /// Starts a created container.
     async fn start(&self, id: &Id, bundle: &Path) -> Result<(), Error>;
     /// Sends `signal` to the container's init, or to all its processes.
     async fn kill(&self, id: &Id, bundle: &Path, signal: i32, all: bool) -> Result<(), Error>;
@@ -149,7 +118,6 @@ pub trait OciRuntime: Send + Sync {
     async fn delete(&self, id: &Id, bundle: &Path) -> Result<(), Error>;
     /// Starts a further process in the container; answers its process id.
     async fn exec(&self, id: &Id, exec_id: &Id, bundle: &Path, exec: Exec) -> Result<i32, Error>;
-    /// Freezes the container.
     async fn pause(&self, id: &Id, bundle: &Path) -> Result<(), Error>;
     /// Lets a frozen container go on.
     async fn resume(&self, id: &Id, bundle: &Path) -> Result<(), Error>;

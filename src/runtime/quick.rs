@@ -23,7 +23,6 @@ use crate::{cgroup::Cgroup, id::Id, process::Exited, sys::identity::is_alive};
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct State {
-    /// The init's process id.
     pub init_process_pid: i32,
     /// Its start time, in clock ticks since boot: field 22 of `/proc/PID/stat`.
     pub init_process_start: u64,
@@ -171,12 +170,12 @@ pub async fn delete(settings: &RuntimeSettings, id: &Id, deadline: Instant) -> R
     let folder = settings.root.join(id);
     match fs::remove_dir_all(&folder) {
         Err(source) if source.kind() != ErrorKind::NotFound => {
-            Err(Error::File { verb: "delete", deed: "remove", path: folder, source })
+            Err(Error::File { verb: "delete", action: "remove", path: folder, source })
         }
         _ => Ok(true),
     }
 }
 
-fn failed(deed: &'static str, path: &Path, source: std::io::Error) -> Error {
-    Error::File { verb: "start", deed, path: path.to_owned(), source }
+fn failed(action: &'static str, path: &Path, source: std::io::Error) -> Error {
+    Error::File { verb: "start", action, path: path.to_owned(), source }
 }

@@ -27,7 +27,6 @@ impl Runc {
         Self { settings, reaper }
     }
 
-    /// How it is called.
     pub fn settings(&self) -> &RuntimeSettings {
         &self.settings
     }
@@ -91,7 +90,7 @@ fn read_pid(verb: &'static str, path: &Path) -> Result<i32, Error> {
         io::ErrorKind::NotFound => {
             Error::Garbage { verb, what: "it reported success and wrote no process id".into() }
         }
-        _ => Error::File { verb, deed: "read", path: path.to_owned(), source },
+        _ => Error::File { verb, action: "read", path: path.to_owned(), source },
     })?;
     match text.trim().parse() {
         Ok(pid) if pid > 0 => Ok(pid),
@@ -145,7 +144,7 @@ impl OciRuntime for Runc {
         let text = exec.process.to_string();
         fs::write(&process.0, text).map_err(|source| Error::File {
             verb: "exec",
-            deed: "write",
+            action: "write",
             path: process.0.clone(),
             source,
         })?;

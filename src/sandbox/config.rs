@@ -28,22 +28,18 @@ pub const BANDWIDTH_ANNOTATION: &str = "mooring.dev/bandwidth";
 /// One line of a user or group id map (`user_namespaces(7)`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMapping {
-    /// The first id inside.
     pub container_id: u32,
     /// The first id on the node.
     pub host_id: u32,
-    /// How many ids.
     pub length: u32,
 }
 
 /// Which of a kind of namespace a pod's containers live in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// One of the pod.
     Pod,
     /// One of each container, or another container's (of PID namespaces alone).
     Container,
-    /// The node's.
     Node,
 }
 
@@ -62,9 +58,7 @@ pub struct PodConfig {
     pub host_network: bool,
     /// A network namespace that the spec names.
     pub netns_path: Option<PathBuf>,
-    /// IPC namespace.
     pub ipc: Scope,
-    /// PID namespace.
     pub pid: Scope,
     /// The pod's own UTS namespace: absent with the node's network.
     pub own_uts: bool,
@@ -78,7 +72,6 @@ pub struct PodConfig {
     pub cgroup_parent: String,
     /// Size of /dev/shm in bytes.
     pub shm_size: u64,
-    /// Values for CNI's capabilities.
     pub capabilities: serde_json::Map<String, serde_json::Value>,
     /// The client's own configuration, for the verbose status.
     pub original: serde_json::Value,
@@ -107,24 +100,13 @@ pub enum ConfigError {
     UserNamespace(String),
     /// The hostname or domain name would be the node's.
     #[error("{kind} {name:?} needs a UTS namespace, and the pod has none of its own")]
-    NodesName {
-        /// Hostname or domain name.
-        kind: &'static str,
-        /// The name.
-        name: String,
-    },
+    NodesName { kind: &'static str, name: String },
     /// The spec cannot be read.
     #[error("read OCI spec {path}: {source}")]
-    Unreadable {
-        /// Its path.
-        path: PathBuf,
-        /// What the kernel said.
-        source: std::io::Error,
-    },
+    Unreadable { path: PathBuf, source: std::io::Error },
     /// The spec is no OCI spec.
     #[error("OCI spec {path}: {reason}")]
     BadSpec {
-        /// Its path.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
@@ -268,7 +250,6 @@ impl PodConfig {
         })
     }
 
-    /// Reads CRI's configuration.
     pub fn from_cri(config: &cri::PodSandboxConfig) -> Result<Self, ConfigError> {
         let metadata = config.metadata.clone().unwrap_or_default();
         let linux = config.linux.clone().unwrap_or_default();

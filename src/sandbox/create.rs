@@ -30,7 +30,6 @@ const EARLIER: Duration = Duration::from_secs(30);
 /// What a client passes to CreateSandbox.
 #[derive(Clone, Debug, Default)]
 pub struct CreateRequest {
-    /// The sandbox's bundle.
     pub bundle: PathBuf,
     /// A root file system for the sandbox itself.
     pub rootfs: Vec<Mount>,
@@ -38,14 +37,12 @@ pub struct CreateRequest {
     pub options: Option<AnyValue>,
     /// The network namespace that the client made.
     pub netns_path: Option<PathBuf>,
-    /// Annotations.
     pub annotations: BTreeMap<String, String>,
 }
 
 /// Where a pod's network comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Network {
-    /// It is the node's.
     Host,
     /// The client made the namespace and attaches it; the shim only joins.
     Client(PathBuf),

@@ -30,7 +30,6 @@ const POINTER: &str = "mooring-state-root";
 /// The daemon of a shim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaemonRecord {
-    /// Its process id.
     pub pid: i32,
     /// Its start time, which tells it from a later process of that number.
     pub start_time: u64,
@@ -48,14 +47,8 @@ pub enum RecordError {
     /// An earlier shim of this name is still being cleaned up after, or the lock cannot be had.
     #[error("an earlier shim of this name: {0}")]
     Earlier(#[from] JournalError),
-    /// The file system refused.
     #[error("write the shim's record in {folder}: {source}", folder = folder.display())]
-    Io {
-        /// The state folder.
-        folder: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    Io { folder: PathBuf, source: io::Error },
 }
 
 impl DaemonRecord {
@@ -92,7 +85,6 @@ impl DaemonRecord {
         }
     }
 
-    /// Whether the daemon runs.
     pub fn is_alive(&self) -> io::Result<bool> {
         Ok(!boot::is_over(self.boot.as_ref())? && identity::is_alive(self.pid, self.start_time)?)
     }
@@ -131,7 +123,7 @@ pub fn remove_folder(
     shim: Option<&DaemonRecord>,
     lock: &FolderLock,
 ) -> Result<(), JournalError> {
-    let failed = |source| JournalError::Io { deed: "remove", path: state_dir.to_owned(), source };
+    let failed = |source| JournalError::Io { action: "remove", path: state_dir.to_owned(), source };
     let now = DaemonRecord::load(state_dir).map_err(failed)?;
     if now.is_none() || now.as_ref() == shim {
         return journal::remove_folder(state_dir, lock);

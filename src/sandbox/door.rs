@@ -5,7 +5,6 @@ use tokio::sync::watch;
 #[derive(Clone, Copy, Default)]
 struct Inside {
     closed: bool,
-    /// Creations under way.
     entering: usize,
 }
 

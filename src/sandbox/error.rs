@@ -13,7 +13,6 @@ use crate::{
 /// A sandbox could not do what it was asked. The caller adds the verb and the sandbox's id.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// It exists already.
     #[error("it exists already")]
     AlreadyExists,
     /// It is not in a state for this.
@@ -22,13 +21,10 @@ pub enum Error {
     /// There is no such sandbox here.
     #[error("not found")]
     NotFound,
-    /// The request is wrong.
     #[error("{0}")]
     Invalid(String),
-    /// The configuration is wrong.
     #[error("configuration: {0}")]
     Config(#[from] ConfigError),
-    /// The options are wrong.
     #[error(transparent)]
     Options(#[from] options::Error),
     /// The journal could not be kept.
@@ -52,7 +48,6 @@ pub enum Error {
     /// The pod's cgroup could not be made.
     #[error("cgroup: {0}")]
     Cgroup(#[from] crate::cgroup::Error),
-    /// The teardown failed.
     #[error(transparent)]
     Teardown(#[from] TeardownError),
     /// What an earlier sandbox of this name has left could not be finished.

@@ -70,21 +70,14 @@ pub trait PodTasks: Send + Sync {
 
 /// The world of one sandbox.
 pub struct Environment {
-    /// containerd's namespace.
     pub namespace: Id,
-    /// The sandbox's id.
     pub id: Id,
-    /// containerd's gRPC socket.
     pub grpc_address: PathBuf,
-    /// The handler's options.
     pub options: Options,
     /// Waits for this process's children.
     pub reaper: Reaper,
-    /// containerd.
     pub containerd: Arc<dyn Containerd>,
-    /// The CNI plugins.
     pub plugins: Arc<dyn CniPlugins>,
-    /// The holder's program.
     pub holder: HolderProgram,
 }
 
@@ -115,7 +108,6 @@ pub fn state_dir(options: &Options, namespace: &Id, id: &Id) -> PathBuf {
 pub struct SandboxExit {
     /// 0 where it was ended as asked, else what the holder ended with.
     pub status: u32,
-    /// When.
     pub at: SystemTime,
 }
 
@@ -134,16 +126,23 @@ struct Pod {
 
 /// Where a sandbox is in its life.
 enum State {
-    /// Not created yet.
     Empty,
-    /// Created, not started.
     Created(Arc<Pod>),
     /// Started: something stands for the pod.
-    Ready { pod: Arc<Pod>, pid: u32, keeper: Option<Keeper> },
+    Ready {
+        pod: Arc<Pod>,
+        pid: u32,
+        keeper: Option<Keeper>,
+    },
     /// What stood for the pod has ended by itself, or the teardown is under way or has failed.
-    Down { pod: Arc<Pod>, pid: u32 },
-    /// Taken down completely.
-    Stopped { pod: Arc<Pod>, pid: u32 },
+    Down {
+        pod: Arc<Pod>,
+        pid: u32,
+    },
+    Stopped {
+        pod: Arc<Pod>,
+        pid: u32,
+    },
 }
 
 impl State {
@@ -203,12 +202,10 @@ impl Sandbox {
         let _ = self.tasks.set(tasks);
     }
 
-    /// Its id.
     pub fn id(&self) -> &Id {
         &self.env.id
     }
 
-    /// Its world.
     pub fn environment(&self) -> &Environment {
         &self.env
     }

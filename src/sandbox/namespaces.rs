@@ -19,7 +19,6 @@ use crate::{id::Id, sys::namespaces};
 struct Wanted {
     /// OCI's name of its kind.
     kind: String,
-    /// The kernel's.
     file: &'static str,
     /// The one to join; a new one where there is none.
     path: Option<PathBuf>,

@@ -58,17 +58,13 @@ impl Listener for Unheard {
 pub struct Recovery {
     /// Waits for this process's children.
     pub reaper: Reaper,
-    /// containerd.
     pub containerd: Arc<dyn Containerd>,
-    /// The CNI plugins.
     pub plugins: Arc<dyn CniPlugins>,
-    /// Who hears of it.
     pub listener: Arc<dyn Listener>,
 }
 
 /// What a shim that is gone has left.
 pub struct Remains {
-    /// Its state folder.
     pub state_dir: PathBuf,
     /// Its record as it was read when it was known to be gone: another one that is there by the end is a new shim's.
     pub shim: Option<DaemonRecord>,
@@ -82,7 +78,6 @@ pub struct Remains {
 pub struct ContainerLeft {
     /// Which, where its record says so.
     pub id: Option<Id>,
-    /// Why.
     pub source: container::Error,
 }
 
@@ -121,7 +116,6 @@ pub enum RecoverError {
     /// The journal cannot be read, nor could all containers be ended without it.
     #[error("{0}; {1}")]
     Both(JournalError, Box<RecoverError>),
-    /// Containers are left.
     #[error(transparent)]
     Containers(#[from] ContainersLeft),
     /// A step of the teardown failed.

@@ -11,7 +11,6 @@ use crate::{
     resources::Resource,
 };
 
-/// A started sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Started {
     /// The number under /proc whose namespaces are the pod's.

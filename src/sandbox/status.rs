@@ -12,11 +12,8 @@ use crate::{network::netns, resources::Resource};
 pub struct Status {
     /// The number under /proc that stands for the pod.
     pub pid: u32,
-    /// Whether it takes containers.
     pub ready: bool,
-    /// When it was created.
     pub created_at: SystemTime,
-    /// When it ended.
     pub exited_at: Option<SystemTime>,
     /// In a verbose status: a JSON object under `info`.
     pub info: BTreeMap<String, String>,

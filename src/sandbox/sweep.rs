@@ -49,7 +49,7 @@ async fn finish(
     let looked = folder.to_owned();
     let look = move || -> Result<_, JournalError> {
         let failed =
-            |source| JournalError::Io { deed: "look beside", path: looked.clone(), source };
+            |source| JournalError::Io { action: "look beside", path: looked.clone(), source };
         let shim = DaemonRecord::load(&looked).map_err(failed)?;
         let alive = shim.as_ref().map_or(Ok(false), DaemonRecord::is_alive).map_err(failed)?;
         // Read without its lock: who serves it is told by what is in it, and that never changes.

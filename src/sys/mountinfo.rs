@@ -10,17 +10,12 @@ use std::{
 /// One line of `/proc/self/mountinfo`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The mount's number.
     pub id: u64,
     /// The folder of the file system that is mounted.
     pub root: PathBuf,
-    /// Where it is mounted.
     pub target: PathBuf,
-    /// Flags of the mount.
     pub options: String,
-    /// The file system's type.
     pub kind: String,
-    /// What is mounted.
     pub source: String,
     /// Options of the file system.
     pub super_options: String,

@@ -31,7 +31,6 @@ const CLOSE: Step = Step::named("close");
 #[derive(Debug, Error)]
 #[error("{message}")]
 pub struct StepError {
-    /// Its class.
     pub code: Code,
     /// What was done to what, and what came of it.
     pub message: String,
@@ -47,11 +46,8 @@ impl<E: Coded + std::fmt::Display> From<E> for StepError {
 #[derive(Clone, Debug, Error)]
 #[error("{step}: {message}")]
 pub struct TeardownError {
-    /// The step that failed.
     pub step: Step,
-    /// The failure's class.
     pub code: Code,
-    /// What failed.
     pub message: String,
 }
 
@@ -77,10 +73,8 @@ pub trait StepWork<R, A>: Send + Sync {
     async fn release(&self, resource: &R, deadline: Instant) -> Result<Released, StepError>;
 }
 
-/// How a step ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It did its work.
     Done,
     /// There was nothing left to do.
     AlreadyGone,
@@ -95,19 +89,14 @@ pub enum Outcome {
 /// What an observer hears of a step.
 #[derive(Clone, Debug)]
 pub struct StepReport {
-    /// Which step.
     pub step: Step,
-    /// How it ended.
     pub outcome: Outcome,
-    /// How long it took.
     pub took: Duration,
 }
 
 /// Hears of every step, for status, metrics and traces.
 pub trait Observer: Send + Sync {
-    /// A step begins.
     fn begun(&self, step: Step);
-    /// A step ended.
     fn ended(&self, report: StepReport);
 }
 

@@ -22,7 +22,6 @@ use crate::{error::Code, id::Id, released::Released};
 pub(super) enum Thing {
     First,
     Second,
-    /// Outlives a reboot.
     Lasting,
     /// Of a step that no plan here has.
     Forgotten,
@@ -62,7 +61,6 @@ pub(super) enum Fault {
     None,
     Fail,
     Hang,
-    /// It is in use.
     InUse,
     /// It takes this long, whatever its deadline.
     Slow(Duration),
@@ -76,7 +74,6 @@ pub(super) struct World {
     pub(super) faults: BTreeMap<&'static str, Vec<Fault>>,
     /// Every action and release that succeeded.
     pub(super) done: Vec<&'static str>,
-    /// What is held.
     pub(super) held: Vec<Thing>,
     /// How often each release was begun.
     pub(super) begun: BTreeMap<Thing, usize>,
@@ -138,7 +135,6 @@ impl StepWork<Thing, &'static str> for Fake {
     }
 }
 
-/// Hears nothing.
 pub(super) struct Deaf;
 
 impl Observer for Deaf {

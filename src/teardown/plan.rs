@@ -14,7 +14,6 @@ impl Step {
         Self(name)
     }
 
-    /// Its name.
     pub const fn name(self) -> &'static str {
         self.0
     }
@@ -47,7 +46,6 @@ pub enum Policy {
     Warn,
 }
 
-/// What a step does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Does<A> {
     /// Something that is not about one resource; once for a journal.
@@ -59,13 +57,10 @@ pub enum Does<A> {
 /// One line of a plan.
 #[derive(Clone, Copy, Debug)]
 pub struct Line<A> {
-    /// Which step.
     pub step: Step,
-    /// What it does.
     pub does: Does<A>,
     /// How long it may take.
     pub budget: Duration,
-    /// What a failure means.
     pub policy: Policy,
 }
 

@@ -53,7 +53,6 @@ impl Telemetry {
         self.series().entry(name.to_owned()).or_default().add(took, failed);
     }
 
-    /// All measurements by name.
     pub fn to_json(&self) -> Value {
         self.series().iter().map(|(name, series)| (name.clone(), series.to_json())).collect()
     }

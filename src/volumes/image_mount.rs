@@ -26,7 +26,6 @@ use crate::mounts::{
 pub struct ImageMount {
     /// Where the container sees it.
     pub destination: String,
-    /// The image's full name.
     pub reference: String,
     /// A file or folder within the image.
     pub sub_path: Option<PathBuf>,

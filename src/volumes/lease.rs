@@ -13,7 +13,6 @@ use crate::{
 /// A lease that the sandbox uses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseRecord {
-    /// Its name.
     pub id: String,
     /// Whether it was there before: then whoever made it (containerd's CRI plugin) deletes it too.
     pub found: bool,

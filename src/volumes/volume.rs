@@ -28,9 +28,7 @@ pub struct ImageVolumeRecord {
     pub reference: String,
     /// Where its content is mounted.
     pub target: PathBuf,
-    /// Who has the snapshot.
     pub snapshotter: String,
-    /// The snapshot's name.
     pub key: String,
     /// The lease that keeps the snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]

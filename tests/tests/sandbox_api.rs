@@ -236,7 +236,7 @@ async fn a_second_create_is_refused(case: Case) -> Result<()> {
 async fn unknown_ids_are_not_found(case: Case) -> Result<()> {
     let (client, _) = running(&case).await?;
     let nobody = Task::of(&client, "nobody");
-    for (deed, result) in [
+    for (action, result) in [
         ("start", nobody.start().await.map(drop)),
         ("kill", nobody.kill(9).await),
         ("wait", nobody.wait().await.map(drop)),
@@ -245,8 +245,8 @@ async fn unknown_ids_are_not_found(case: Case) -> Result<()> {
         ("pids", nobody.pids().await.map(drop)),
         ("pause", nobody.pause().await),
     ] {
-        let error = result.expect_err(deed);
-        assert_eq!(error.code(), Code::NotFound, "{deed}: {error}");
+        let error = result.expect_err(action);
+        assert_eq!(error.code(), Code::NotFound, "{action}: {error}");
     }
     let stranger = client.with_id("stranger");
     // containerd's own answer, without a code.

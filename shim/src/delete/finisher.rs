@@ -51,25 +51,14 @@ pub enum Error {
     #[error("become a daemon: {0}")]
     Daemon(io::Error),
     /// The async runtime or the reaper could not be set up.
-    #[error("{deed}: {source}")]
-    SetUp {
-        /// What was being done.
-        deed: &'static str,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    #[error("{action}: {source}")]
+    SetUp { action: &'static str, source: io::Error },
     /// A shim that does not answer could not be ended.
     #[error("end the shim {pid}: {source}")]
-    Shim {
-        /// Its process id.
-        pid: i32,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    Shim { pid: i32, source: io::Error },
     /// A shim that answers does not let go.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// What the shim left.
     #[error(transparent)]
     Recover(#[from] RecoverError),
     /// A container of a shim that goes on, or its record.
@@ -77,12 +66,7 @@ pub enum Error {
     Container(#[from] container::Error),
     /// The dead shim's socket is still there.
     #[error("remove the socket {path}: {source}", path = path.display())]
-    Socket {
-        /// The socket.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    Socket { path: PathBuf, source: io::Error },
 }
 
 /// The exits of the containers that the finisher ended, and word to `delete` that they have.
@@ -132,7 +116,7 @@ impl Finisher {
 
     /// Does it. Blocks until it is done, or given up.
     pub fn run(self) -> Result<(), Error> {
-        let set_up = |deed| move |source| Error::SetUp { deed, source };
+        let set_up = |action| move |source| Error::SetUp { action, source };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(set_up("start the async runtime"))?;
         let result = runtime.block_on(async {
@@ -258,7 +242,7 @@ impl Finisher {
         let state_dir = tasks_dir.parent().unwrap_or(tasks_dir).to_owned();
         let shim = blocking(move || {
             DaemonRecord::load(&state_dir).map_err(|source| container::Error::File {
-                deed: "read the shim's record in",
+                action: "read the shim's record in",
                 path: state_dir,
                 source,
             })

@@ -34,9 +34,9 @@ pub struct Living {
 
 /// It answers, and does not do as it is asked.
 #[derive(Debug, Error)]
-#[error("the shim lives, asked to {deed} it says: {source}")]
+#[error("the shim lives, asked to {action} it says: {source}")]
 pub struct Refused {
-    deed: &'static str,
+    action: &'static str,
     source: ttrpc::Error,
 }
 
@@ -92,10 +92,10 @@ impl Living {
 }
 
 /// What is not there has been let go; so has everything when the shim ends in mid-call, and then it is seen.
-fn done<T>(deed: &'static str, answer: ttrpc::Result<T>) -> Result<(), Refused> {
+fn done<T>(action: &'static str, answer: ttrpc::Result<T>) -> Result<(), Refused> {
     match answer {
         Ok(_) => Ok(()),
         Err(ttrpc::Error::RpcStatus(status)) if status.code() == Code::NOT_FOUND => Ok(()),
-        Err(source) => Err(Refused { deed, source }),
+        Err(source) => Err(Refused { action, source }),
     }
 }

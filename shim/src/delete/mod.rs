@@ -52,27 +52,17 @@ pub enum Error {
     Nobody,
     /// The record of the shim cannot be read.
     #[error("read the shim's record in {folder}: {source}", folder = folder.display())]
-    Record {
-        /// The state folder.
-        folder: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    Record { folder: PathBuf, source: io::Error },
     /// A process or pipe could not be made.
-    #[error("{deed}: {source}")]
-    Io {
-        /// What was being done.
-        deed: &'static str,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    #[error("{action}: {source}")]
+    Io { action: &'static str, source: io::Error },
     /// The answer does not encode.
     #[error("encode the answer: {0}")]
     Encode(#[from] containerd_shim_protos::protobuf::Error),
 }
 
-fn failed(deed: &'static str) -> impl FnOnce(nix::Error) -> Error {
-    move |source| Error::Io { deed, source: source.into() }
+fn failed(action: &'static str) -> impl FnOnce(nix::Error) -> Error {
+    move |source| Error::Io { action, source: source.into() }
 }
 
 /// Cleans up, and answers with the protobuf that containerd reads. Complaints go to standard error, which becomes a

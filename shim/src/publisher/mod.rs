@@ -37,7 +37,6 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_
 /// How often an event is sent again that containerd answers with an error that says nothing certain.
 const DOUBTS: u32 = 10;
 
-/// Sends events to containerd.
 #[derive(Clone)]
 pub struct Publisher {
     shared: Arc<Shared>,
@@ -48,7 +47,6 @@ struct Shared {
     queue: Mutex<Queue>,
     /// How many events are not sent yet.
     waiting: watch::Sender<usize>,
-    /// containerd may be back.
     retry: Notify,
 }
 
@@ -165,13 +163,11 @@ fn type_of(topic: &str, event: &dyn MessageDyn) -> String {
 
 /// What became of an attempt to send.
 enum Attempt {
-    /// containerd has the event.
     Sent,
     /// containerd will never take it.
     Refused(ttrpc::Error),
     /// containerd answered something that may be different the next time.
     Doubtful(ttrpc::Error),
-    /// containerd is not there.
     Away(String),
 }
 

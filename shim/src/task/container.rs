@@ -173,7 +173,6 @@ impl Container {
         self.init.stop(ended);
     }
 
-    /// Watches a running exec.
     pub(super) fn watch_exec(
         self: &Arc<Self>,
         exec_id: Id,

@@ -12,9 +12,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[error("{message}")]
 pub struct PodError {
-    /// Its class.
     pub code: Code,
-    /// What is wrong.
     pub message: String,
 }
 
@@ -26,12 +24,7 @@ pub enum Error {
     NoTask(String),
     /// There is no such process in the container.
     #[error("process \"{exec}\" of task \"{task}\" not found")]
-    NoProcess {
-        /// The container.
-        task: Id,
-        /// The process.
-        exec: String,
-    },
+    NoProcess { task: Id, exec: String },
     /// The process has ended, and cannot be signalled.
     #[error("process already finished")]
     Finished,
@@ -40,16 +33,10 @@ pub enum Error {
     Exists(String),
     /// The task's state does not allow it.
     #[error("task \"{task}\": {what}")]
-    State {
-        /// The container.
-        task: Id,
-        /// Why not now.
-        what: String,
-    },
+    State { task: Id, what: String },
     /// All processes of the container have ended; it waits to be deleted.
     #[error("task \"{task}\" has ended and has no processes")]
     Ended {
-        /// The container.
         task: Id,
         /// What was its init's process id.
         init: u32,
@@ -63,28 +50,18 @@ pub enum Error {
     /// Mooring does not do it.
     #[error("{0} is not implemented")]
     Unimplemented(&'static str),
-    /// The pod refused.
     #[error(transparent)]
     Pod(#[from] PodError),
-    /// The OCI runtime failed.
     #[error(transparent)]
     Runtime(#[from] mooring::runtime::Error),
     /// The container's record or release.
     #[error(transparent)]
     Container(#[from] mooring::container::Error),
-    /// The container's control group.
     #[error(transparent)]
     Cgroup(#[from] mooring::cgroup::Error),
     /// A file, pipe or socket.
-    #[error("{deed} {path}: {source}", path = path.display())]
-    File {
-        /// What was being done.
-        deed: &'static str,
-        /// To what.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    #[error("{action} {path}: {source}", path = path.display())]
+    File { action: &'static str, path: PathBuf, source: io::Error },
     /// The time was not enough.
     #[error("{0} did not come about in time")]
     Late(String),
@@ -114,11 +91,11 @@ impl Coded for Error {
 
 impl Error {
     pub(super) fn at(
-        deed: &'static str,
+        action: &'static str,
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::File { deed, path, source }
+        move |source| Self::File { action, path, source }
     }
 
     /// Whether the kernel refused what was being done.

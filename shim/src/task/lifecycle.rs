@@ -28,7 +28,6 @@ use super::{
 const DELETE: Duration = Duration::from_secs(10);
 
 impl Container {
-    /// Task.Start of the init.
     pub(super) async fn start(&self, parties: &Parties) -> Result<u32, Error> {
         let _order = self.order.lock().await;
         let live = match self.init.life() {
@@ -90,7 +89,6 @@ impl Container {
         Ok(())
     }
 
-    /// Task.Start of an exec.
     pub(super) async fn start_exec(
         self: &Arc<Self>,
         parties: &Parties,
@@ -164,7 +162,6 @@ impl Container {
         Ok((self.runtime.exec(&self.id, exec_id, &self.bundle, exec).await?, io))
     }
 
-    /// Task.Pause.
     pub(super) async fn pause(&self, parties: &Parties) -> Result<(), Error> {
         let _order = self.order.lock().await;
         self.must_run()?;
@@ -176,7 +173,6 @@ impl Container {
         Ok(())
     }
 
-    /// Task.Resume.
     pub(super) async fn resume(&self, parties: &Parties) -> Result<(), Error> {
         let _order = self.order.lock().await;
         self.must_run()?;
@@ -186,7 +182,6 @@ impl Container {
         Ok(())
     }
 
-    /// Task.Update.
     pub(super) async fn update(&self, resources: &[u8]) -> Result<(), Error> {
         let _order = self.order.lock().await;
         if serde_json::from_slice::<Value>(resources).map_or(true, |value| !value.is_object()) {
@@ -205,7 +200,6 @@ impl Container {
         }
     }
 
-    /// Task.Kill.
     pub(super) fn kill(&self, exec_id: &str, signal: Signal, all: bool) -> Result<(), Error> {
         let process = self.process(exec_id)?;
         match process.life() {
@@ -238,7 +232,6 @@ impl Container {
         }
     }
 
-    /// Task.Delete of an exec.
     pub(super) async fn delete_exec(&self, exec_id: &str) -> Result<Ended, Error> {
         let process = self.exec(exec_id)?;
         let ended = {

@@ -31,13 +31,10 @@ pub use tasks::Tasks;
 /// What a container is created from.
 #[derive(Clone, Debug)]
 pub struct CreateRequest {
-    /// Its id.
     pub id: Id,
-    /// Its bundle, with config.json.
     pub bundle: PathBuf,
     /// What is mounted on `<bundle>/rootfs`; may be empty.
     pub rootfs: Vec<Mount>,
-    /// Its input and output.
     pub streams: Streams,
     /// A checkpoint to restore from: not implemented.
     pub checkpoint: String,
@@ -48,11 +45,8 @@ pub struct CreateRequest {
 /// A further process in a container.
 #[derive(Clone, Debug)]
 pub struct ExecRequest {
-    /// The container.
     pub id: Id,
-    /// The process's own id.
     pub exec_id: Id,
-    /// Its input and output.
     pub streams: Streams,
     /// The process, as JSON of an OCI specification.
     pub process: Vec<u8>,
@@ -61,15 +55,10 @@ pub struct ExecRequest {
 /// The state of a process, with containerd's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// Made, not started.
     Created = 1,
-    /// Running.
     Running = 2,
-    /// Ended.
     Stopped = 3,
-    /// Frozen.
     Paused = 4,
-    /// About to be frozen.
     Pausing = 5,
 }
 
@@ -80,29 +69,22 @@ pub struct Ended {
     pub pid: u32,
     /// Its exit code, or 128 + the signal that killed it.
     pub status: u32,
-    /// When it ended.
     pub at: SystemTime,
 }
 
-/// What State answers.
 #[derive(Clone, Debug)]
 pub struct State {
-    /// The container's bundle.
     pub bundle: PathBuf,
     /// The process's id; 0 before it is started.
     pub pid: u32,
-    /// Its state.
     pub status: Status,
-    /// Its input and output.
     pub streams: Streams,
-    /// Its end.
     pub ended: Option<Ended>,
 }
 
 /// A process of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Its process id.
     pub pid: u32,
     /// The exec that it is, if it is one.
     pub exec_id: Option<Id>,

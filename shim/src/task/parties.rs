@@ -13,7 +13,6 @@ use crate::events::Events;
 
 /// The surroundings that all containers of an engine share.
 pub(super) struct Parties {
-    /// containerd's namespace.
     pub(super) namespace: String,
     pub(super) events: Arc<dyn Events>,
     pub(super) pod: Arc<dyn Pod>,

@@ -27,7 +27,6 @@ pub(super) enum Life {
     Added(Arc<Value>),
     /// An init that waits to be started.
     Created(Arc<Live>),
-    /// Running.
     Running(Arc<Live>),
     /// Ended, and its exit published.
     Stopped(Ended),
@@ -109,7 +108,6 @@ impl Process {
         self.set_life(Life::Running(live));
     }
 
-    /// Waits for the end.
     pub(super) async fn wait(&self) -> Ended {
         let mut ended = self.ended.subscribe();
         loop {

@@ -183,7 +183,6 @@ impl Tasks {
         Ok(pids.into_iter().map(member).collect())
     }
 
-    /// Freezes the container.
     pub async fn pause(&self, id: &str) -> Result<(), Error> {
         let (inner, container) = (Arc::clone(&self.0), self.container(id)?);
         tokio::spawn(async move { container.pause(&inner.parties).await }).await?

@@ -35,7 +35,7 @@ pub fn exists(folder: &Path) -> bool {
 /// process holds it. Blocks.
 pub fn lock(folder: &Path, patience: Duration) -> Result<Option<FolderLock>, JournalError> {
     let path = folder.join(FILE);
-    let failed = |source| JournalError::Io { deed: "lock", path: path.clone(), source };
+    let failed = |source| JournalError::Io { action: "lock", path: path.clone(), source };
     let until = Instant::now() + patience;
     loop {
         let file = match open(&folder.join(LOCK)) {
@@ -82,18 +82,17 @@ fn open(lock: &Path) -> io::Result<File> {
 pub fn set_aside(folder: &Path) -> Result<(), JournalError> {
     let path = folder.join(FILE);
     fs::rename(&path, folder.join("journal.json.foreign")).map_err(|source| JournalError::Io {
-        deed: "set aside",
+        action: "set aside",
         path,
         source,
     })
 }
 
-/// Removes the journal alone.
 pub fn remove(folder: &Path, _: &FolderLock) -> Result<(), JournalError> {
     for file in [FILE, ".journal.json.new"] {
         let path = folder.join(file);
         gone(fs::remove_file(&path)).map_err(|source| JournalError::Io {
-            deed: "remove",
+            action: "remove",
             path,
             source,
         })?;
@@ -104,7 +103,7 @@ pub fn remove(folder: &Path, _: &FolderLock) -> Result<(), JournalError> {
 /// Removes a sandbox's state folder, and the namespace's folder with its last sandbox. The lock goes last: whoever comes
 /// anew after that finds nothing that is removed any more.
 pub fn remove_folder(folder: &Path, _: &FolderLock) -> Result<(), JournalError> {
-    let failed = |source| JournalError::Io { deed: "remove", path: folder.to_owned(), source };
+    let failed = |source| JournalError::Io { action: "remove", path: folder.to_owned(), source };
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(failed)?,

@@ -28,18 +28,14 @@ const LIMIT: u64 = 16 << 20;
 pub enum Stage {
     /// About to be acquired: it may be there, in part or in whole.
     Intended,
-    /// Acquired.
     Held,
-    /// Released.
     Released,
 }
 
 /// A resource and how far it is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry<R> {
-    /// What it is.
     pub resource: R,
-    /// How far it is.
     #[serde(rename = "state")]
     pub stage: Stage,
 }
@@ -47,13 +43,9 @@ pub struct Entry<R> {
 /// What identifies the sandbox and its shim.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct About {
-    /// containerd's namespace.
     pub namespace: Id,
-    /// The sandbox's id.
     pub id: Id,
-    /// The sandbox's bundle.
     pub bundle: PathBuf,
-    /// containerd's gRPC socket.
     #[serde(default)]
     pub grpc_address: PathBuf,
     /// When the sandbox was created.
@@ -72,9 +64,7 @@ pub struct About {
 /// The journal's content. Steps are names: one that this build's plan does not have any more means nothing to it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Journal<R> {
-    /// The format's version.
     pub version: u32,
-    /// Whose it is.
     pub about: About,
     /// What the sandbox holds, in the order of acquisition.
     #[serde(default = "Vec::new")]
@@ -106,38 +96,17 @@ impl<R: Journaled> Journal<R> {
 /// The journal cannot be read or written.
 #[derive(Debug, Error)]
 pub enum JournalError {
-    /// The file system refused.
-    #[error("{deed} journal {path}: {source}")]
-    Io {
-        /// What was being done.
-        deed: &'static str,
-        /// The journal.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    #[error("{action} journal {path}: {source}")]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
     /// The file is torn or no journal of ours.
     #[error("journal {path} is torn or not Mooring's: {reason}")]
-    Foreign {
-        /// The journal.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
+    Foreign { path: PathBuf, reason: String },
     /// A later Mooring wrote it.
     #[error("journal {path} has version {version}, this Mooring reads up to {VERSION}")]
-    Newer {
-        /// The journal.
-        path: PathBuf,
-        /// Its version.
-        version: u64,
-    },
+    Newer { path: PathBuf, version: u64 },
     /// Somebody else works on it.
     #[error("journal {path} is locked by another process of Mooring")]
-    Locked {
-        /// The journal.
-        path: PathBuf,
-    },
+    Locked { path: PathBuf },
 }
 
 impl Coded for JournalError {
@@ -161,7 +130,7 @@ pub fn read<R: Journaled>(folder: &Path) -> Result<Option<Journal<R>>, JournalEr
     let text = match text {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(JournalError::Io { deed: "read", path, source }),
+        Err(source) => return Err(JournalError::Io { action: "read", path, source }),
     };
     let value: serde_json::Value =
         serde_json::from_slice(&text).map_err(|error| foreign(error.to_string()))?;

@@ -39,11 +39,9 @@ struct Disk {
 /// What lies in a state folder, under its lock.
 #[derive(Debug)]
 pub enum Left<R> {
-    /// There is no folder.
     Nothing,
     /// Records of containers at most: the folder of a shim of plain tasks, or of a sandbox that was not created yet.
     Records(FolderLock),
-    /// A sandbox's journal.
     Journal(Box<Store<R>>),
 }
 
@@ -63,12 +61,12 @@ impl<R: Journaled> Store<R> {
         let path = folder.join(FILE);
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
         made.map_err(|source| JournalError::Io {
-            deed: "make the folder of",
+            action: "make the folder of",
             path: path.clone(),
             source,
         })?;
         let lock = lock(folder, Duration::ZERO)?.ok_or_else(|| JournalError::Io {
-            deed: "lock",
+            action: "lock",
             path,
             source: io::ErrorKind::NotFound.into(),
         })?;
@@ -105,12 +103,10 @@ impl<R: Journaled> Store<R> {
         look(&self.memory())
     }
 
-    /// The sandbox.
     pub fn id(&self) -> &Id {
         &self.id
     }
 
-    /// The sandbox's state folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -186,7 +182,7 @@ impl<R: Journaled> Store<R> {
 
     fn save(&self, transition: &str) -> Result<(), JournalError> {
         let failed =
-            |source| JournalError::Io { deed: "write", path: self.folder.join(FILE), source };
+            |source| JournalError::Io { action: "write", path: self.folder.join(FILE), source };
         let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
         // Whoever comes second writes what both have changed.
         let (text, lasting) = {

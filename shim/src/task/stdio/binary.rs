@@ -28,7 +28,6 @@ const FINISH: Duration = Duration::from_secs(1);
 /// How long it may take to end when it is asked to.
 const PATIENCE: Duration = Duration::from_secs(12);
 
-/// A running log program.
 pub(super) struct Logger {
     exited: Exited,
     process: Option<Pinned>,
@@ -47,7 +46,7 @@ impl Logger {
             rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK,
         )
         .map_err(|error| Error::at("make", "pipe")(error.into()))?;
-        let fail = |deed| Error::at(deed, &program.path);
+        let fail = |action| Error::at(action, &program.path);
         // Out of the way of the numbers that they are to get.
         let high = |fd: &OwnedFd| {
             fcntl_dupfd_cloexec(fd, 16).map_err(|error| fail("start log program")(error.into()))

@@ -20,7 +20,6 @@ use super::super::Error;
 /// What is carried at a time. The buffer lives only while there is something to carry.
 const CHUNK: usize = 8 << 10;
 
-/// Where a copy goes.
 pub(super) enum Sink {
     /// A pipe, fifo or terminal.
     Descriptor(AsyncFd<OwnedFd>),

@@ -20,15 +20,9 @@ use rustix::{
 
 use super::super::Error;
 
-/// Where output goes.
 pub(super) enum Output {
     /// A writing end, and a reading one that keeps a vanished client from ending the process.
-    Fifo {
-        /// The writing end.
-        writer: OwnedFd,
-        /// The reading end.
-        kept: OwnedFd,
-    },
+    Fifo { writer: OwnedFd, kept: OwnedFd },
     /// A file that is appended to.
     File(File),
 }
