@@ -1,20 +1,15 @@
 //! One mount: a bind of what is there already, or a new file system; attached to its place.
 
-use std::os::fd::{AsFd, OwnedFd};
-
 use rustix::{
-    fs::{CWD, StatVfsMountFlags, fstatvfs},
+    fs::{StatVfsMountFlags, fstatvfs},
     io::Errno,
-    mount::{
-        MountFlags, MoveMountFlags, OpenTreeFlags, mount_bind, mount_bind_recursive, mount_change,
-        mount_remount, move_mount, open_tree,
-    },
+    mount::{MountFlags, mount_bind, mount_bind_recursive, mount_change, mount_remount},
 };
 
 use super::{
     Error, Mount, UserNamespace, filesystem,
     idmap::proc_path,
-    mount::{Place, Rollback},
+    mount::{Place, Rollback, clone_tree, is_unknown, move_to},
     options::Options,
 };
 
@@ -48,40 +43,6 @@ pub(super) fn attach(
             .map_err(|errno| Error::system(format!("{mount}: set propagation"), errno))?;
     }
     Ok(())
-}
-
-/// Moves a mount that is nowhere yet to `place`.
-pub(super) fn move_to(
-    tree: OwnedFd,
-    mount: &Mount,
-    place: &Place<'_>,
-    rollback: &mut Rollback,
-) -> Result<(), Error> {
-    let target = place.open()?;
-    move_to_handle(&tree, &target)
-        .map_err(|errno| Error::system(format!("{mount}: attach"), errno))?;
-    rollback.0.push(tree);
-    Ok(())
-}
-
-/// Moves a mount that is nowhere yet onto what `target` refers to.
-pub(super) fn move_to_handle(tree: impl AsFd, target: impl AsFd) -> rustix::io::Result<()> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(tree, "", target, "", flags)
-}
-
-/// Whether the kernel, or the file system, may merely not know the newer way of mounting.
-pub(super) fn is_unknown(errno: Errno) -> bool {
-    matches!(errno, Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)
-}
-
-/// A mount of its own, attached nowhere, of what is at `source`.
-pub(super) fn clone_tree(source: &str, recursive: bool) -> rustix::io::Result<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    open_tree(CWD, source, flags)
 }
 
 fn bind(

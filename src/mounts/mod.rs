@@ -2,6 +2,7 @@
 //! of them is unmounted.
 
 mod attach;
+mod context;
 mod error;
 pub mod files;
 mod filesystem;
@@ -14,6 +15,7 @@ mod overlay;
 pub mod pod_files;
 #[cfg(test)]
 mod pod_files_tests;
+mod root;
 pub mod shm;
 #[cfg(test)]
 mod tests;
@@ -22,6 +24,7 @@ mod unmount;
 pub use error::Error;
 pub use idmap::UserNamespace;
 pub(crate) use idmap::proc_path;
+pub use mount::Mount;
 pub(crate) use mount::open_within;
-pub use mount::{Mount, mount_all, mount_all_mapped};
+pub use root::{mount_all, mount_all_mapped};
 pub use unmount::unmount_all;

@@ -1,4 +1,4 @@
-//! A container's root file system, as a list of mounts that are made together or not at all.
+//! A mount as containerd describes it, the place where it goes, and what has been made so far.
 
 use std::{
     fmt,
@@ -8,11 +8,12 @@ use std::{
 
 use rustix::{
     fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
-    mount::UnmountFlags,
+    io::Errno,
+    mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree},
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Error, UserNamespace, attach::attach, idmap::proc_path, options::Options};
+use super::{Error, idmap::proc_path};
 
 /// One mount, as containerd describes it (`containerd.types.Mount`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,65 +47,6 @@ impl fmt::Display for Mount {
     }
 }
 
-/// Mounts `mounts` in order on `root`, or nothing at all. Blocking.
-///
-/// Options that map ids (`uidmap=`, `gidmap=`) are refused; see [`mount_all_mapped`].
-pub fn mount_all(mounts: &[Mount], root: &Path) -> Result<(), Error> {
-    mount_with(mounts, root, None)
-}
-
-/// As [`mount_all`], with the pod's user namespace for mounts whose ids are mapped. Blocking.
-pub fn mount_all_mapped(
-    mounts: &[Mount],
-    root: &Path,
-    namespace: &UserNamespace,
-) -> Result<(), Error> {
-    mount_with(mounts, root, Some(namespace))
-}
-
-fn mount_with(
-    mounts: &[Mount],
-    root: &Path,
-    namespace: Option<&UserNamespace>,
-) -> Result<(), Error> {
-    // Everything that can be refused by looking at it is refused before anything is mounted.
-    let sorted = mounts
-        .iter()
-        .map(|mount| {
-            refuse_foreign(mount)?;
-            let options = Options::of(mount)?;
-            if options.is_mapped() {
-                UserNamespace::demand(namespace, mount, &options)?;
-            }
-            Ok(options)
-        })
-        .collect::<Result<Vec<_>, Error>>()?;
-    let mut rollback = Rollback(Vec::new());
-    for (mount, options) in mounts.iter().zip(&sorted) {
-        let place = Place { root, within: mount.target.as_deref() };
-        attach(mount, options, &place, namespace, &mut rollback)?;
-    }
-    rollback.0.clear();
-    Ok(())
-}
-
-/// Types that containerd's mount manager, or a helper program, would have to work on first.
-fn refuse_foreign(mount: &Mount) -> Result<(), Error> {
-    if mount.kind.is_empty() {
-        return Err(Error::invalid(mount.to_string(), "no type is given"));
-    }
-    if mount.kind.contains('/') {
-        return Err(Error::unimplemented(
-            mount.to_string(),
-            "this type is for containerd's mount manager, which has to apply it before",
-        ));
-    }
-    if mount.kind.starts_with("fuse.") || mount.kind.starts_with("fuse3.") {
-        return Err(Error::unimplemented(mount.to_string(), "file systems in user space"));
-    }
-    Ok(())
-}
-
 /// Where a mount goes: a path that is resolved with `root` as its root, whatever symlinks are in it.
 pub(crate) struct Place<'a> {
     pub root: &'a Path,
@@ -133,7 +75,7 @@ pub(crate) fn open_within(root: impl AsFd, path: &Path, flags: OFlags) -> Result
     let mut tries = 0;
     loop {
         match openat2(&root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
-            Err(rustix::io::Errno::AGAIN) if tries < 16 => tries += 1,
+            Err(Errno::AGAIN) if tries < 16 => tries += 1,
             answer => return answer.map_err(|errno| Error::at("open within root", path, errno)),
         }
     }
@@ -147,7 +89,7 @@ impl Drop for Rollback {
         while let Some(made) = self.0.pop() {
             // The descriptor itself keeps the mount busy, hence the detaching.
             if let Err(errno) = rustix::mount::unmount(proc_path(&made), UnmountFlags::DETACH) {
-                log::warn!("take back a mount that was made before another one failed: {errno}");
+                log::warn!("undo a mount that was made before another one failed: {errno}");
             }
         }
     }
@@ -156,4 +98,38 @@ impl Drop for Rollback {
 /// Opens `path` itself, following symlinks, as a handle.
 pub(crate) fn handle(path: &str) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Moves a mount that is nowhere yet to `place`.
+pub(super) fn move_to(
+    tree: OwnedFd,
+    mount: &Mount,
+    place: &Place<'_>,
+    rollback: &mut Rollback,
+) -> Result<(), Error> {
+    let target = place.open()?;
+    move_to_handle(&tree, &target)
+        .map_err(|errno| Error::system(format!("{mount}: attach"), errno))?;
+    rollback.0.push(tree);
+    Ok(())
+}
+
+/// Moves a mount that is nowhere yet onto what `target` refers to.
+pub(super) fn move_to_handle(tree: impl AsFd, target: impl AsFd) -> rustix::io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(tree, "", target, "", flags)
+}
+
+/// Whether the kernel, or the file system, may merely not know the newer way of mounting.
+pub(super) fn is_unknown(errno: Errno) -> bool {
+    matches!(errno, Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)
+}
+
+/// A mount of its own, attached nowhere, of what is at `source`.
+pub(super) fn clone_tree(source: &str, recursive: bool) -> rustix::io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(CWD, source, flags)
 }

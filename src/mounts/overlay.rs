@@ -10,10 +10,9 @@ use rustix::io::Errno;
 
 use super::{
     Error, Mount, UserNamespace,
-    attach::{clone_tree, is_unknown, move_to_handle},
-    filesystem::{Failure, LONGEST_DATA, Settings, build, setting},
+    context::{Failure, LONGEST_DATA, Settings, build, setting},
     idmap::proc_path,
-    mount::{Place, Rollback},
+    mount::{Place, Rollback, clone_tree, is_unknown, move_to_handle},
     options::Options,
 };
 

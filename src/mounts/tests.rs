@@ -265,7 +265,7 @@ fn layers_are_taken_from_attached_mounts_where_the_kernel_wants_it() {
     let built = overlay::build_mapped_from("overlay", &mount, &options, Some(&place), &namespace);
     let Ok(tree) = built else { panic!("the overlay is refused") };
     assert!(!mountinfo::is_mounted(&root).unwrap());
-    attach::move_to_handle(&tree, place.open().unwrap()).unwrap();
+    super::mount::move_to_handle(&tree, place.open().unwrap()).unwrap();
     assert_eq!(fs::metadata(root.join("two")).unwrap().uid(), 100_000);
 }
 
