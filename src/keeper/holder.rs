@@ -23,11 +23,10 @@ use nix::{
 };
 use rustix::process::Signal;
 
-use super::{KeeperError, Net, User, Wanted, during, inside};
+use super::{IdMapping, KeeperError, Net, User, Wanted, during, inside};
 use crate::{
     process::{Exited, Expecting, Reaper},
     released::Released,
-    sandbox::config::IdMapping,
     sys::identity::{self, Pinned},
 };
 

@@ -19,10 +19,18 @@ use crate::{
     error::{Code, Coded},
     process::Reaper,
     released::Released,
-    sandbox::config::IdMapping,
 };
 pub use holder::HolderProgram;
 use sysctls::Sysctls;
+
+/// One line of a user or group id map (`user_namespaces(7)`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMapping {
+    pub container_id: u32,
+    /// The first id on the node.
+    pub host_id: u32,
+    pub length: u32,
+}
 
 /// Which network namespace the keeper enters.
 #[derive(Clone, Debug, PartialEq, Eq)]

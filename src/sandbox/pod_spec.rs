@@ -5,15 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{
-    Error, Pod, Sandbox,
-    config::{IdMapping, Scope},
-    create::Network,
-    start::node_name,
-};
+use super::{Error, Pod, Sandbox, config::Scope, create::Network, start::node_name};
 use crate::{
     cgroup,
     id::Id,
+    keeper::IdMapping,
     mounts::{
         files::FilesRecord,
         pod_files::{self, PodFiles},
