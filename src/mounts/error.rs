@@ -4,10 +4,7 @@ use std::{io, path::Path};
 
 use thiserror::Error;
 
-use crate::{
-    containerd,
-    error::{Code, Coded, code_of_io},
-};
+use crate::error::{Code, Coded, code_of_io};
 
 /// Why mounting, unmounting or preparing the pod's files failed.
 #[derive(Debug, Error)]
@@ -36,12 +33,6 @@ pub enum Error {
         source: io::Error,
         messages: String,
     },
-    /// A part of an image volume is not there.
-    #[error("image volume {reference:?}: {path:?} does not exist in the image")]
-    NoSuchPath { reference: String, path: String },
-    /// containerd did not do its part of an image volume.
-    #[error("image volume {reference:?}: {source}")]
-    Image { reference: String, source: containerd::Error },
 }
 
 impl Error {
@@ -62,17 +53,6 @@ impl Error {
     pub(crate) fn unimplemented(what: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Unimplemented { what: what.into(), reason: reason.into() }
     }
-
-    /// Whether the same call may succeed later.
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::Image { source, .. } => source.is_retryable(),
-            Self::System { source, .. } | Self::Explained { source, .. } => {
-                source.kind() == io::ErrorKind::ResourceBusy
-            }
-            _ => false,
-        }
-    }
 }
 
 impl Coded for Error {
@@ -81,8 +61,6 @@ impl Coded for Error {
             Self::Invalid { .. } => Code::InvalidArgument,
             Self::Unimplemented { .. } => Code::Unimplemented,
             Self::System { source, .. } | Self::Explained { source, .. } => code_of_io(source),
-            Self::NoSuchPath { .. } => Code::NotFound,
-            Self::Image { source, .. } => source.code(),
         }
     }
 }

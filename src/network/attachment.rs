@@ -35,7 +35,7 @@ pub async fn attach(
 ) -> Result<AddResult, Error> {
     let attached = add(plugins, record, deadline).await;
     if let Err(error) = &attached {
-        log::warn!("attach sandbox {}: {error}; taking it back", record.container_id);
+        log::warn!("attach sandbox {}: {error}; detaching it", record.container_id);
         take_back(plugins, record).await;
     }
     attached

@@ -110,7 +110,7 @@ impl Sandbox {
             return Ok(());
         }
         log::warn!(
-            "sandbox {}: an earlier one of this name was not taken down; doing it",
+            "sandbox {}: an earlier sandbox of this name was not released completely; doing it now",
             self.id()
         );
         let recovery = Recovery {

@@ -42,6 +42,9 @@ pub enum Error {
     /// The pod's files or mounts could not be made.
     #[error("{0}")]
     Mounts(#[from] crate::mounts::Error),
+    /// An image volume could not be mounted.
+    #[error(transparent)]
+    Volumes(#[from] crate::volumes::Error),
     /// containerd refused or did not answer.
     #[error("{0}")]
     Containerd(#[from] crate::containerd::Error),
@@ -83,6 +86,7 @@ impl Coded for Error {
             Self::Netns(error) => error.code(),
             Self::Network(error) => error.code(),
             Self::Mounts(error) => error.code(),
+            Self::Volumes(error) => error.code(),
             Self::Containerd(error) => error.code(),
             Self::Cgroup(error) => error.code(),
             Self::Teardown(error) => error.code(),

@@ -42,7 +42,10 @@ impl Sandbox {
                 self.door.close();
                 *self.state() = State::Down { pod: Arc::clone(&pod), pid: 0 };
                 if let Err(left) = self.take_down(&pod).await {
-                    log::error!("sandbox {}: taking back a failed start: {left}", self.id());
+                    log::error!(
+                        "sandbox {}: release what a failed start acquired: {left}",
+                        self.id()
+                    );
                 }
                 Err(error)
             }

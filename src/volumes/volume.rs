@@ -14,10 +14,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
+use super::Error;
 use crate::{
     containerd::{Containerd, DEFAULT_SNAPSHOTTER, View},
     id::Id,
-    mounts::{Error, Mount, files::remove_if_empty, kernel::Kernel, open_within, proc_path},
+    mounts::{self, Mount, files::remove_if_empty, kernel::Kernel, open_within, proc_path},
     released::Released,
 };
 
@@ -80,10 +81,11 @@ pub async fn acquire(
     mounts.iter_mut().for_each(make_read_only);
     let target = record.target.clone();
     blocking(kernel, move |kernel| {
-        fs::create_dir_all(&target).map_err(|error| Error::at("make", &target, error))?;
+        fs::create_dir_all(&target).map_err(|error| mounts::Error::at("make", &target, error))?;
         kernel.mount_all(&mounts, &target)
     })
-    .await
+    .await?;
+    Ok(())
 }
 
 /// A view is read-only by its nature, and is mounted so whatever the snapshotter says.
@@ -113,11 +115,11 @@ pub async fn release(
 }
 
 /// Removes the volume's folder, and those above it with the last of the pod's volumes.
-fn remove_folder(target: &Path) -> Result<Released, Error> {
+fn remove_folder(target: &Path) -> Result<Released, mounts::Error> {
     let folder = match fs::remove_dir(target) {
         Ok(()) => Released::Done,
         Err(error) if error.kind() == io::ErrorKind::NotFound => Released::AlreadyGone,
-        Err(error) => return Err(Error::at("remove", target, error)),
+        Err(error) => return Err(mounts::Error::at("remove", target, error)),
     };
     if let Some(images) = target.parent() {
         remove_if_empty(images)?;
@@ -128,12 +130,12 @@ fn remove_folder(target: &Path) -> Result<Released, Error> {
 
 async fn blocking<T: Send + 'static>(
     kernel: &Arc<dyn Kernel>,
-    call: impl FnOnce(&dyn Kernel) -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
+    call: impl FnOnce(&dyn Kernel) -> Result<T, mounts::Error> + Send + 'static,
+) -> Result<T, mounts::Error> {
     let kernel = Arc::clone(kernel);
     tokio::task::spawn_blocking(move || call(&*kernel)).await.unwrap_or_else(|error| {
         // Only a panic in the call, or the end of the runtime.
-        Err(Error::system("run a blocking call", io::Error::other(error)))
+        Err(mounts::Error::system("run a blocking call", io::Error::other(error)))
     })
 }
 
@@ -144,8 +146,9 @@ pub fn resolve(record: &ImageVolumeRecord, sub: Option<&Path>) -> Result<PathBuf
         return Ok(record.target.clone());
     };
     let shown = sub.display();
-    let invalid = |reason: &str| {
-        Error::invalid(format!("image volume {:?}: sub path {shown}", record.reference), reason)
+    let invalid = |reason: &str| -> Error {
+        let what = format!("image volume {:?}: sub path {shown}", record.reference);
+        mounts::Error::invalid(what, reason).into()
     };
     if sub.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir)) {
         return Err(invalid("it has to be relative and without \"..\""));
@@ -155,22 +158,23 @@ pub fn resolve(record: &ImageVolumeRecord, sub: Option<&Path>) -> Result<PathBuf
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         rustix::fs::Mode::empty(),
     )
-    .map_err(|errno| Error::at("open image volume", &record.target, errno))?;
+    .map_err(|errno| mounts::Error::at("open image volume", &record.target, errno))?;
     let found = open_within(&root, sub, OFlags::PATH).map_err(|error| match errno_of(&error) {
         Some(Errno::NOENT | Errno::NOTDIR) => {
             Error::NoSuchPath { reference: record.reference.clone(), path: shown.to_string() }
         }
         Some(Errno::LOOP | Errno::XDEV) => invalid("it leads in circles or out of the image"),
-        _ => error,
+        _ => error.into(),
     })?;
     let kind = rustix::fs::fstat(&found)
         .map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode))
-        .map_err(|errno| Error::at("look at", sub, errno))?;
+        .map_err(|errno| mounts::Error::at("look at", sub, errno))?;
     if !kind.is_dir() && !kind.is_file() {
         return Err(invalid("it is neither a file nor a folder"));
     }
     let path = |fd| {
-        fs::read_link(proc_path(fd)).map_err(|error| Error::at("find the path of", sub, error))
+        fs::read_link(proc_path(fd))
+            .map_err(|error| mounts::Error::at("find the path of", sub, error))
     };
     let (root, found) = (path(&root)?, path(&found)?);
     // By construction; a mount that was moved in between would break it.
@@ -180,9 +184,9 @@ pub fn resolve(record: &ImageVolumeRecord, sub: Option<&Path>) -> Result<PathBuf
     Ok(found)
 }
 
-fn errno_of(error: &Error) -> Option<Errno> {
+fn errno_of(error: &mounts::Error) -> Option<Errno> {
     match error {
-        Error::System { source, .. } => Errno::from_io_error(source),
+        mounts::Error::System { source, .. } => Errno::from_io_error(source),
         _ => None,
     }
 }
