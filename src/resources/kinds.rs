@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::{Declared, Kind, PLAN, Parties};
+use super::{Declared, Kind, PLAN, Parties, Reboot};
 use crate::{
     cgroup::pod::{self, PodCgroupRecord},
     error::{Code, Coded},
@@ -33,7 +33,7 @@ type Outcome = Result<Released, StepError>;
 impl Kind for KeeperRecord {
     fn declared(&self) -> Declared {
         let step = const { releasing(PLAN, "keeper") };
-        Declared { name: "keeper", step, outlives_reboot: false }
+        Declared { name: "keeper", step, reboot: Reboot::NameReused }
     }
 
     async fn release(&self, _: &Parties, _: Instant) -> Outcome {
@@ -47,7 +47,7 @@ impl Kind for AttachmentRecord {
     fn declared(&self) -> Declared {
         let step = const { releasing(PLAN, "network") };
         // Its address is a file of the IPAM plugin.
-        Declared { name: "network", step, outlives_reboot: true }
+        Declared { name: "network", step, reboot: Reboot::Lasts }
     }
 
     async fn release(&self, parties: &Parties, deadline: Instant) -> Outcome {
@@ -62,7 +62,7 @@ impl Kind for AttachmentRecord {
 impl Kind for NetnsRecord {
     fn declared(&self) -> Declared {
         let step = const { releasing(PLAN, "netns") };
-        Declared { name: "netns", step, outlives_reboot: false }
+        Declared { name: "netns", step, reboot: Reboot::Ends }
     }
 
     async fn release(&self, _: &Parties, _: Instant) -> Outcome {
@@ -76,7 +76,7 @@ impl Kind for ImageVolumeRecord {
     fn declared(&self) -> Declared {
         let step = const { releasing(PLAN, "image_volumes") };
         // Its snapshot is containerd's.
-        Declared { name: "image_volume", step, outlives_reboot: true }
+        Declared { name: "image_volume", step, reboot: Reboot::Lasts }
     }
 
     async fn release(&self, parties: &Parties, deadline: Instant) -> Outcome {
@@ -89,7 +89,7 @@ impl Kind for ImageVolumeRecord {
 impl Kind for ShmRecord {
     fn declared(&self) -> Declared {
         let step = const { releasing(PLAN, "shm") };
-        Declared { name: "shm", step, outlives_reboot: false }
+        Declared { name: "shm", step, reboot: Reboot::Ends }
     }
 
     async fn release(&self, _: &Parties, _: Instant) -> Outcome {
@@ -102,7 +102,7 @@ impl Kind for ShmRecord {
 impl Kind for FilesRecord {
     fn declared(&self) -> Declared {
         let step = const { releasing(PLAN, "files") };
-        Declared { name: "files", step, outlives_reboot: false }
+        Declared { name: "files", step, reboot: Reboot::Ends }
     }
 
     async fn release(&self, _: &Parties, _: Instant) -> Outcome {
@@ -115,7 +115,7 @@ impl Kind for FilesRecord {
 impl Kind for PodCgroupRecord {
     fn declared(&self) -> Declared {
         let step = const { releasing(PLAN, "cgroup") };
-        Declared { name: "cgroup", step, outlives_reboot: false }
+        Declared { name: "cgroup", step, reboot: Reboot::NameReused }
     }
 
     async fn release(&self, _: &Parties, _: Instant) -> Outcome {
@@ -128,7 +128,7 @@ impl Kind for PodCgroupRecord {
 impl Kind for LeaseRecord {
     fn declared(&self) -> Declared {
         let step = const { releasing(PLAN, "lease") };
-        Declared { name: "lease", step, outlives_reboot: true }
+        Declared { name: "lease", step, reboot: Reboot::Lasts }
     }
 
     async fn release(&self, parties: &Parties, deadline: Instant) -> Outcome {

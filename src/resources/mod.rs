@@ -1,6 +1,6 @@
 //! Every kind of thing that a sandbox holds, and the plan that takes them down.
 //!
-//! A kind is a record with [`Kind`] (`kinds.rs`): name, step, whether it outlives a reboot, release. How it is acquired
+//! A kind is a record with [`Kind`] (`kinds.rs`): name, step, what a reboot makes of it, release. How it is acquired
 //! and released is in the file of the room that knows it. A kind without its line here does not compile.
 
 mod kinds;
@@ -56,6 +56,11 @@ impl Resource {
         }
     }
 
+    /// Whether a record of another boot may name what is somebody else's now: then it is not to be touched.
+    pub fn is_anothers_after_reboot(&self) -> bool {
+        self.kind().declared().reboot == Reboot::NameReused
+    }
+
     /// Releases it; the same whether the shim lives or not, and whether it is held or was only intended.
     pub async fn release(
         &self,
@@ -76,7 +81,7 @@ impl Journaled for Resource {
     }
 
     fn outlives_reboot(&self) -> bool {
-        Self::kind(self).declared().outlives_reboot
+        Self::kind(self).declared().reboot == Reboot::Lasts
     }
 }
 
@@ -86,8 +91,18 @@ struct Declared {
     name: &'static str,
     /// Which step of [`PLAN`] releases it.
     step: Step,
-    /// Whether it is still there after a reboot.
-    outlives_reboot: bool,
+    reboot: Reboot,
+}
+
+/// What a reboot makes of a kind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reboot {
+    /// It is still there.
+    Lasts,
+    /// It is gone; to look for it again does no harm.
+    Ends,
+    /// It is gone, and its name, a process id or a cgroup's path, may be somebody else's by now.
+    NameReused,
 }
 
 #[async_trait]

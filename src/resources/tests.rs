@@ -72,6 +72,15 @@ fn what_outlives_a_reboot_is_what_containerd_or_a_plugin_remembers() {
     assert_eq!(kinds, ["network", "image_volume", "lease"]);
 }
 
+#[test]
+fn after_a_reboot_processes_and_cgroups_of_the_same_name_are_anothers() {
+    let all = one_of_each();
+    let reused = all.iter().filter(|resource| resource.is_anothers_after_reboot());
+    let mut kinds: Vec<&str> = reused.map(Journaled::kind).collect();
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["cgroup", "keeper"]);
+}
+
 /// Journals of earlier builds, as they wrote them.
 #[test]
 fn journals_of_the_first_version_are_understood() {

@@ -285,7 +285,7 @@ impl StepWork<Resource, Action> for Remaining {
     }
 
     async fn release(&self, resource: &Resource, deadline: Instant) -> Result<Released, StepError> {
-        if self.rebooted && matches!(resource, Resource::Cgroup(_) | Resource::Keeper(_)) {
+        if self.rebooted && resource.is_anothers_after_reboot() {
             return Ok(Released::AlreadyGone);
         }
         // An ADD that goes on would undo what its DEL does now.
