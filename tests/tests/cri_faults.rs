@@ -205,9 +205,12 @@ async fn twenty_stops_at_once_end_in_a_stopped_pod(case: Case) -> Result<()> {
         .collect();
     for one in all {
         if let Err(error) = one.await? {
-            // The network is CRI's, and CRI's calls of its plugins get in each other's way.
+            // Two ways of CRI's own stops to get in each other's way, on either handler: calls of its plugins, and the
+            // deletion of a task, with which containerd closes the connection that another stop's kill is still on.
             let message = format!("{error:#}");
-            assert!(message.contains("failed to destroy network"), "{message}");
+            let closed =
+                message.contains("failed to kill container") && message.contains("ttrpc: closed");
+            assert!(closed || message.contains("failed to destroy network"), "{message}");
         }
     }
     pod.stop().await?;
