@@ -197,20 +197,27 @@ async fn tasks_deleted_in_mid_stop_are_no_error(case: Case) -> Result<()> {
     life.end().await
 }
 
-/// The freezer's folder of a container's process.
-fn freezer_of(pid: u32) -> Result<PathBuf> {
+/// The file of a container's process by which its cgroup is frozen, what to write, and where it is read that it is.
+fn freezer_of(pid: u32) -> Result<(PathBuf, &'static str, PathBuf, &'static str)> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-    let line = groups.lines().find(|line| line.split(':').nth(1) == Some("freezer"));
-    let path = line.and_then(|line| line.splitn(3, ':').nth(2)).context("no freezer")?;
-    Ok(Path::new("/sys/fs/cgroup/freezer").join(path.trim_start_matches('/')))
+    let path_in = |controller: &str| {
+        let line = groups.lines().find(|line| line.split(':').nth(1) == Some(controller));
+        let path = line.and_then(|line| line.splitn(3, ':').nth(2));
+        path.map(|path| path.trim_start_matches('/').to_owned())
+    };
+    if let Some(path) = path_in("freezer") {
+        let state = Path::new("/sys/fs/cgroup/freezer").join(path).join("freezer.state");
+        return Ok((state.clone(), "FROZEN", state, "FROZEN"));
+    }
+    let folder = Path::new("/sys/fs/cgroup").join(path_in("").context("no freezer")?);
+    Ok((folder.join("cgroup.freeze"), "1", folder.join("cgroup.events"), "frozen 1"))
 }
 
 async fn freeze(pid: u32) -> Result<()> {
-    let folder = freezer_of(pid)?;
-    fs::write(folder.join("freezer.state"), "FROZEN")?;
-    let frozen = || {
-        fs::read_to_string(folder.join("freezer.state")).is_ok_and(|state| state.trim() == "FROZEN")
-    };
+    let (order, word, state, wanted) = freezer_of(pid)?;
+    fs::write(order, word)?;
+    let frozen =
+        || fs::read_to_string(&state).is_ok_and(|state| state.lines().any(|line| line == wanted));
     until(Duration::from_secs(5), "it does not freeze", frozen).await
 }
 

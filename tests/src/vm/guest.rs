@@ -91,8 +91,12 @@ fn prepare() -> Result<()> {
     let all: Vec<String> = all.split_whitespace().map(|one| format!("+{one}")).collect();
     fs::write("/sys/fs/cgroup/cgroup.subtree_control", all.join(" "))
         .context("hand down the controllers")?;
-    if !Path::new("/dev/fd").exists() {
-        symlink("/proc/self/fd", "/dev/fd")?;
+    // What udev makes on every node; crun reads an update's resources from /dev/stdin.
+    for (name, target) in [("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")] {
+        let link = Path::new("/dev").join(name);
+        if !link.exists() {
+            symlink(format!("/proc/self/fd{target}"), link)?;
+        }
     }
     nix::unistd::sethostname("guest")?;
     let up = Command::new("/usr/sbin/ip").args(["link", "set", "lo", "up"]).status()?;
