@@ -215,9 +215,12 @@ fn freezer_of(pid: u32) -> Result<(PathBuf, &'static str, PathBuf, &'static str)
 
 async fn freeze(pid: u32) -> Result<()> {
     let (order, word, state, wanted) = freezer_of(pid)?;
-    fs::write(order, word)?;
-    let frozen =
-        || fs::read_to_string(&state).is_ok_and(|state| state.lines().any(|line| line == wanted));
+    let frozen = || {
+        // The older freezer may miss a process that is just being made; it wants to be told again then.
+        fs::write(&order, word).is_ok()
+            && fs::read_to_string(&state)
+                .is_ok_and(|state| state.lines().any(|line| line == wanted))
+    };
     until(Duration::from_secs(5), "it does not freeze", frozen).await
 }
 
