@@ -237,6 +237,8 @@ async fn a_frozen_container_keeps_no_pod(case: Case) -> Result<()> {
             life.stop().await?;
         }
         life.end().await?;
+        // A killed shim's network is given back behind the answer, by a plugin that goes with this test.
+        nobody_works_for(life.id(), Duration::from_secs(20)).await?;
     }
     Ok(())
 }
