@@ -1,16 +1,19 @@
 //! Which process a number means. The kernel gives numbers out again; a start time beside the number tells whether it
 //! is still the same process, and a pidfd holds on to it.
 
-use std::{fs, io, os::fd::OwnedFd, time::Duration};
+use std::{
+    fs, io,
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
 
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 use tokio::io::Interest;
 
-use super::watched;
+use super::{wait_readable, watched};
 
 /// When process `pid` started, in clock ticks since boot. `None` when there is no such process; that it cannot be found
 /// out (no descriptor is free, no memory) is an error and never "gone".
@@ -83,14 +86,10 @@ impl Pinned {
         if !self.signal(Signal::KILL)? {
             return Ok(false);
         }
-        let limit = Timespec {
-            tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: limit.subsec_nanos().into(),
-        };
-        match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&limit))? {
-            0 => Err(io::ErrorKind::TimedOut.into()),
-            _ => Ok(true),
+        if !wait_readable(&self.0, Instant::now() + limit)? {
+            return Err(io::ErrorKind::TimedOut.into());
         }
+        Ok(true)
     }
 
     /// Waits for its end, whoever's child it is.

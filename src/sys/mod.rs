@@ -13,4 +13,4 @@ pub mod unmount;
 mod watch;
 
 pub use platform::architecture;
-pub use watch::watched;
+pub use watch::{wait_readable, watched};

@@ -27,9 +27,9 @@ use mooring::{
     id::Id,
     options::Options,
     sandbox::daemon_record::{self, DaemonRecord},
+    sys,
 };
 use nix::unistd::{ForkResult, fork, pipe};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 
 use crate::{args::Args, detach, services::status, socket};
@@ -132,15 +132,9 @@ fn hear(mut told: &File, deadline: Instant) -> (String, Heard) {
     let mut text = String::new();
     let mut piece = [0; 1024];
     loop {
-        let Some(left) = deadline.checked_duration_since(Instant::now()) else {
-            return (text, Heard::Late);
-        };
-        let seconds = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
-        let limit = Timespec { tv_sec: seconds, tv_nsec: left.subsec_nanos().into() };
-        match poll(&mut [PollFd::new(&told, PollFlags::IN)], Some(&limit)) {
-            Ok(0) => return (text, Heard::Late),
-            Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => continue,
+        match sys::wait_readable(&told, deadline) {
+            Ok(true) => {}
+            Ok(false) => return (text, Heard::Late),
             Err(error) => return (format!("{text}wait for the finisher: {error}"), Heard::Enough),
         }
         match told.read(&mut piece) {
