@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tonic::{Code, Status};
 
 use crate::cri::{ContainerSpec, Pod, PodSpec};
-use crate::faults::state_dir;
+use crate::faults::{nobody_works_for, state_dir};
 use crate::node::{DATA_IMAGE, Node};
 use crate::services::{Client, NAMESPACE, Task, container_spec, sandbox_spec};
 use crate::suite::Case;
@@ -19,6 +19,8 @@ use crate::suite::Case;
 const ANSWER: Duration = Duration::from_secs(20);
 /// How long a client goes on trying to be rid of a pod.
 const STUBBORN: Duration = Duration::from_secs(30);
+/// How long whoever finishes for a killed shim may work on when its client is done.
+const FINISHER: Duration = Duration::from_mins(1);
 
 /// What a pod is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,8 +174,14 @@ impl Life {
         .await
     }
 
-    /// What a client does to be rid of the pod, whatever has happened: again and again until it succeeds.
+    /// What a client does to be rid of the pod, whatever has happened: again and again until it succeeds. Afterwards no
+    /// process of Mooring works for it: a killed shim's teardown may outlast its client.
     pub async fn end(&self) -> Result<()> {
+        self.be_rid().await?;
+        nobody_works_for(self.id(), FINISHER).await
+    }
+
+    async fn be_rid(&self) -> Result<()> {
         let until = Instant::now() + crate::patience(STUBBORN);
         loop {
             let ended =

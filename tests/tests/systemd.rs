@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1 as cri;
-use mooring_e2e::cri::{Container, ContainerSpec, PodSpec};
+use mooring_e2e::cri::{Container, ContainerSpec, Pod, PodSpec};
 use mooring_e2e::faults::kill_shim;
 use mooring_e2e::node::Settings;
 use mooring_e2e::suite::{Case, Handler, Suite};
@@ -86,10 +86,7 @@ async fn a_slice_may_be_named_without_its_path(case: Case) -> Result<()> {
 
 async fn pods_live_through_a_restart_of_the_unit(case: Case) -> Result<()> {
     for shared in [cri::NamespaceMode::Container, cri::NamespaceMode::Pod] {
-        let spec = PodSpec::new(&case).pid(shared);
-        let slice = slice(&spec);
-        let pod = spec.run().await?;
-        let container = pod.start(&ContainerSpec::idle("main")).await?;
+        let (pod, slice, container) = idle(&case, shared).await?;
         let pid = container.pid().await?;
         case.node.restart().await?;
         ensure!(pod.is_ready().await?, "the pod is not ready any more");
@@ -103,12 +100,17 @@ async fn pods_live_through_a_restart_of_the_unit(case: Case) -> Result<()> {
     Ok(())
 }
 
+/// A pod with a container that does nothing, and its slice.
+async fn idle(case: &Case, pid: cri::NamespaceMode) -> Result<(Pod, String, Container)> {
+    let spec = PodSpec::new(case).pid(pid);
+    let pod = spec.run().await?;
+    let container = pod.start(&ContainerSpec::idle("main")).await?;
+    Ok((pod, slice(&spec), container))
+}
+
 async fn pods_live_through_a_new_systemd(case: Case) -> Result<()> {
     for shared in [cri::NamespaceMode::Container, cri::NamespaceMode::Pod] {
-        let spec = PodSpec::new(&case).pid(shared);
-        let slice = slice(&spec);
-        let pod = spec.run().await?;
-        let container = pod.start(&ContainerSpec::idle("main")).await?;
+        let (pod, slice, container) = idle(&case, shared).await?;
         let pid = container.pid().await?;
         systemctl(&["daemon-reexec"])?;
         systemctl(&["daemon-reload"])?;
@@ -133,10 +135,7 @@ async fn pods_live_through_a_new_systemd(case: Case) -> Result<()> {
 
 async fn a_killed_shims_scopes_go(case: Case) -> Result<()> {
     for shared in [cri::NamespaceMode::Container, cri::NamespaceMode::Pod] {
-        let spec = PodSpec::new(&case).pid(shared);
-        let slice = slice(&spec);
-        let pod = spec.run().await?;
-        let container = pod.start(&ContainerSpec::idle("main")).await?;
+        let (pod, slice, container) = idle(&case, shared).await?;
         let scope = scope(&container, &slice).await?;
         kill_shim(&pod.id)?;
         container.exited().await?;

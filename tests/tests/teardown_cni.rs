@@ -125,7 +125,6 @@ async fn a_removed_configuration_keeps_no_pod_of_a_killed_shim(case: Case) -> Re
     fs::remove_file(plugins.configuration())?;
     kill_shim(life.id())?;
     life.end().await?;
-    nobody_works_for(life.id(), Duration::from_secs(10)).await?;
     ensure!(plugins.dels(life.id()) == ["tuning", "ptp"], "{:?}", plugins.dels(life.id()));
     Ok(())
 }

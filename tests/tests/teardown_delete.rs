@@ -178,7 +178,6 @@ async fn the_configuration_of_today_does_not_matter(case: Case) -> Result<()> {
         let today = Configuration::change(change)?;
         kill_shim(life.id())?;
         life.end().await?;
-        nobody_works_for(life.id(), Duration::from_secs(10)).await?;
         drop(today);
         ensure!(pids.iter().all(|pid| !lives(*pid)), "the container goes on");
         ensure!(!life.is_remembered() && plugins.reservations().is_empty());
@@ -197,7 +196,6 @@ async fn the_state_is_found_wherever_it_is(case: Case) -> Result<()> {
     ensure!(remembered.exists(), "the option is not heeded");
     kill_shim(life.id())?;
     life.end().await?;
-    nobody_works_for(life.id(), Duration::from_secs(10)).await?;
     ensure!(!remembered.exists() && plugins.reservations().is_empty());
     fs::remove_dir_all(elsewhere)?;
 
@@ -210,7 +208,6 @@ async fn the_state_is_found_wherever_it_is(case: Case) -> Result<()> {
     case.node.start().await?;
     ensure!(took? < LIMIT);
     life.end().await?;
-    nobody_works_for(life.id(), Duration::from_secs(40)).await?;
     ensure!(!life.is_remembered() && plugins.reservations().is_empty());
     Ok(())
 }
@@ -234,7 +231,6 @@ async fn delete_answers_as_soon_as_the_containers_are_dead(case: Case) -> Result
     ensure!(remembered, "the DEL was not waited for");
     ensure!(took < Duration::from_secs(2) && second < LIMIT, "{took:?}, {second:?}");
     life.end().await?;
-    nobody_works_for(life.id(), Duration::from_mins(1)).await?;
     ensure!(!life.is_remembered() && plugins.reservations().is_empty());
     Ok(())
 }
@@ -282,7 +278,6 @@ async fn a_new_shim_of_the_name_keeps_its_record(case: Case) -> Result<()> {
     ensure!(record.get("pid") == Some(&json!(shim.pid)), "{record}, {shim:?}");
     kill_shim(second.id())?;
     second.end().await?;
-    nobody_works_for(second.id(), Duration::from_secs(10)).await?;
     ensure!(!second.is_remembered() && plugins.reservations().is_empty());
     Ok(())
 }

@@ -52,7 +52,6 @@ async fn a_shim_that_hangs_ends_once_a_stop_is_wanted(case: Case) -> Result<()> 
         tokio::join!(life.client().stop_within(60), ends_and_says_why(&case, &life, shim));
     ended?;
     life.end().await?;
-    nobody_works_for(life.id(), Duration::from_secs(10)).await?;
     ensure!(!life.is_remembered() && plugins.reservations().is_empty());
     Ok(())
 }
@@ -73,7 +72,6 @@ async fn a_shim_that_hangs_in_a_stop_ends(case: Case) -> Result<()> {
     });
     ended?;
     life.end().await?;
-    nobody_works_for(life.id(), Duration::from_secs(10)).await?;
     ensure!(!life.is_remembered() && plugins.reservations().is_empty());
     Ok(())
 }

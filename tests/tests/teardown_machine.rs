@@ -11,8 +11,7 @@ use containerd_client::services::v1 as api;
 use mooring_e2e::cri::{ContainerSpec, PodSpec};
 use mooring_e2e::direct::Direct;
 use mooring_e2e::faults::{
-    Failpoints, journal, kill_shim, logged_steps, no_step_twice, nobody_works_for, shim_of,
-    state_dir, until,
+    Failpoints, journal, kill_shim, logged_steps, no_step_twice, shim_of, state_dir, until,
 };
 use mooring_e2e::life::{Kind, Life};
 use mooring_e2e::node::Settings;
@@ -237,8 +236,6 @@ async fn a_frozen_container_keeps_no_pod(case: Case) -> Result<()> {
             life.stop().await?;
         }
         life.end().await?;
-        // A killed shim's network is given back behind the answer, by a plugin that goes with this test.
-        nobody_works_for(life.id(), Duration::from_secs(20)).await?;
     }
     Ok(())
 }
@@ -420,7 +417,6 @@ async fn is_ended_on(case: &Case, trouble: fn() -> Result<()>) -> Result<()> {
             life.stop().await.with_context(what)?;
         }
         life.end().await.with_context(what)?;
-        nobody_works_for(&id, Duration::from_secs(20)).await.with_context(what)?;
         ensure!(plugins.reservations().is_empty(), "{}: {:?}", what(), plugins.reservations());
         // A pod cannot be made there, and nothing is left of the attempt.
         trouble()?;

@@ -30,7 +30,7 @@ use super::{
     AGAIN, DEAD, KILLED, Work,
     living::{Living, Refused},
 };
-use crate::{events::Events, publisher::Publisher, services::status, socket};
+use crate::{events::Events, publisher::Publisher, socket};
 
 /// How often a teardown that failed is taken up, and the first pause; the pauses double.
 const ATTEMPTS: u32 = 10;
@@ -90,7 +90,7 @@ impl Listener for Exits {
             id: record.id.to_string(),
             pid,
             exit_status: KILLED,
-            exited_at: MessageField::some(status::timestamp(SystemTime::now())),
+            exited_at: MessageField::some(SystemTime::now().into()),
             ..TaskExit::default()
         };
         self.publisher.publish("/tasks/exit", &exit as &dyn MessageDyn);

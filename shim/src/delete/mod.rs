@@ -32,7 +32,7 @@ use mooring::{
 use nix::unistd::{ForkResult, fork, pipe};
 use thiserror::Error;
 
-use crate::{args::Args, detach, services::status, socket};
+use crate::{args::Args, detach, socket};
 use finisher::Finisher;
 
 /// When the answer is given, whatever the finisher still has to do. containerd kills `delete` after 5 s.
@@ -111,7 +111,7 @@ fn answer(pid: i32) -> Result<Vec<u8>, Error> {
     let answer = DeleteResponse {
         pid: pid.unsigned_abs(),
         exit_status: KILLED,
-        exited_at: MessageField::some(status::timestamp(SystemTime::now())),
+        exited_at: MessageField::some(SystemTime::now().into()),
         ..DeleteResponse::default()
     };
     Ok(answer.write_to_bytes()?)

@@ -11,6 +11,7 @@ use containerd_shim_protos::{
 };
 use mooring::{mounts::Mount, options::AnyValue};
 
+/// A time as messages carry it.
 pub fn timestamp(at: SystemTime) -> MessageField<Timestamp> {
     MessageField::some(at.into())
 }

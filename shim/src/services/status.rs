@@ -1,11 +1,8 @@
 //! The one place where the library's errors become a client's.
 
-use std::{fmt::Display, future::Future, time::SystemTime};
+use std::{fmt::Display, future::Future};
 
-use containerd_shim_protos::{
-    protobuf::well_known_types::timestamp::Timestamp,
-    ttrpc::{self, Code as RpcCode, get_status},
-};
+use containerd_shim_protos::ttrpc::{self, Code as RpcCode, get_status};
 use mooring::error::{Code, Coded};
 
 /// The error of `call` on `kind` `id`: `create sandbox "ID": …`.
@@ -37,11 +34,6 @@ pub async fn to_the_end<T: Send + 'static>(
         Ok(result) => result,
         Err(error) => Err(answer(Code::Unknown, format!("the work was given up: {error}"))),
     }
-}
-
-/// A time as messages carry it.
-pub fn timestamp(at: SystemTime) -> Timestamp {
-    Timestamp::from(at)
 }
 
 #[cfg(test)]

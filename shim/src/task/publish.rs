@@ -1,27 +1,16 @@
 //! The events of a container, as containerd names them.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use containerd_shim_protos::{
     events::task::{
         TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM,
         TaskPaused, TaskResumed, TaskStart,
     },
-    protobuf::{MessageField, well_known_types::timestamp::Timestamp},
+    protobuf::MessageField,
 };
 use mooring::id::Id;
 
 use super::{CreateRequest, Ended};
 use crate::events::Events;
-
-fn timestamp(at: SystemTime) -> MessageField<Timestamp> {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    MessageField::some(Timestamp {
-        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
-        ..Timestamp::default()
-    })
-}
 
 pub(super) fn created(events: &dyn Events, request: &CreateRequest, pid: u32) {
     let streams = &request.streams;
@@ -64,7 +53,7 @@ pub(super) fn exited(events: &dyn Events, id: &Id, exec: Option<&Id>, ended: &En
         id: exec.unwrap_or(id).to_string(),
         pid: ended.pid,
         exit_status: ended.status,
-        exited_at: timestamp(ended.at),
+        exited_at: MessageField::some(ended.at.into()),
         ..TaskExit::default()
     };
     events.publish("/tasks/exit", &event);
@@ -75,7 +64,7 @@ pub(super) fn deleted(events: &dyn Events, id: &Id, ended: &Ended) {
         container_id: id.to_string(),
         pid: ended.pid,
         exit_status: ended.status,
-        exited_at: timestamp(ended.at),
+        exited_at: MessageField::some(ended.at.into()),
         ..TaskDelete::default()
     };
     events.publish("/tasks/delete", &event);
