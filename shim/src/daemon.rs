@@ -123,9 +123,12 @@ fn set_up_and_serve(
     let result = runtime.block_on(serve(launch, options, listener, say, Arc::clone(&record)));
     if result.is_err() {
         record.remove();
+        // With its tasks goes the listener: a socket that somebody serves, this process too, is never removed as dead.
+        runtime.shutdown_background();
+    } else {
+        // Dropping it would wait for whatever still sleeps in the kernel.
+        std::mem::forget(runtime);
     }
-    // Dropping it would wait for whatever still sleeps in the kernel.
-    std::mem::forget(runtime);
     result
 }
 

@@ -6,7 +6,7 @@ use std::{
     io::Write,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -26,6 +26,7 @@ use containerd_shim_protos::{
     ttrpc::{self, Client, Code, context::with_duration},
 };
 use nix::{
+    fcntl::{Flock, FlockArg},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -70,6 +71,10 @@ impl Bundle {
     }
 
     fn start_with(&self, input: &[u8]) -> Output {
+        self.begin_start(input).wait_with_output().unwrap()
+    }
+
+    fn begin_start(&self, input: &[u8]) -> Child {
         let mut child = Command::new(SHIM)
             .args(["-namespace", "entry-test", "-publish-binary", "containerd"])
             .arg("-address")
@@ -83,7 +88,7 @@ impl Bundle {
             .spawn()
             .unwrap();
         child.stdin.take().unwrap().write_all(input).unwrap();
-        child.wait_with_output().unwrap()
+        child
     }
 
     fn start(&self) -> Daemon {
@@ -332,6 +337,30 @@ fn a_start_that_fails_says_why_and_leaves_nothing() {
     let complaint = String::from_utf8(output.stderr).unwrap();
     assert!(complaint.contains(runc), "{complaint}");
     assert!(is_empty(&bundle.sockets()));
+}
+
+/// containerd kills `start` when its client loses patience, and learns neither the socket nor that there is a daemon.
+#[test]
+fn a_daemon_whose_start_was_killed_ends_and_leaves_nothing() {
+    let bundle = Bundle::new("killed");
+    let state = bundle.state().join("entry-test/killed");
+    fs::create_dir_all(&state).unwrap();
+    // Whoever finishes for an earlier shim of the name holds the daemon up.
+    let lock = fs::File::create(state.join("lock")).unwrap();
+    let lock = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
+    let mut start = bundle.begin_start(&bundle.params(None));
+    let within = |limit: u64, so: &dyn Fn() -> bool| {
+        let end = Instant::now() + Duration::from_secs(limit);
+        while !so() {
+            assert!(Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    within(30, &|| !is_empty(&bundle.sockets()));
+    start.kill().unwrap();
+    start.wait().unwrap();
+    drop(lock);
+    within(30, &|| is_empty(&bundle.sockets()) && is_empty(&bundle.state()));
 }
 
 #[test]

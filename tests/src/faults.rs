@@ -126,6 +126,11 @@ pub fn kill_shim(id: &str) -> Result<()> {
     kill(Pid::from_raw(shim_of(id)?.pid), Signal::SIGKILL).context("kill the shim")
 }
 
+/// Whether there is a process of this number; one that has ended and not been waited for still is.
+pub fn lives(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
 /// Waits until no process of Mooring works for the sandbox.
 pub async fn nobody_works_for(id: &str, patience: Duration) -> Result<()> {
     until(patience, &format!("somebody still works for sandbox {id}"), || shims_of(id).is_empty())

@@ -174,14 +174,14 @@ impl Life {
         .await
     }
 
-    /// What a client does to be rid of the pod, whatever has happened: again and again until it succeeds. Afterwards no
-    /// process of Mooring works for it: a killed shim's teardown may outlast its client.
+    /// [`Life::end_for_client`], and waits for whoever finishes for a killed shim, which may outlast its client.
     pub async fn end(&self) -> Result<()> {
-        self.be_rid().await?;
+        self.end_for_client().await?;
         nobody_works_for(self.id(), FINISHER).await
     }
 
-    async fn be_rid(&self) -> Result<()> {
+    /// What a client does to be rid of the pod, whatever has happened: again and again until it succeeds.
+    pub async fn end_for_client(&self) -> Result<()> {
         let until = Instant::now() + crate::patience(STUBBORN);
         loop {
             let ended =

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use mooring_e2e::cri::{ContainerSpec, PodSpec};
 use mooring_e2e::faults::{
-    daemons, delete, delete_in, kill_shim, nobody_works_for, shim_of, shims_of, state_dir, until,
+    daemons, delete, delete_in, kill_shim, lives, nobody_works_for, shim_of, shims_of, state_dir,
+    until,
 };
 use mooring_e2e::life::{Kind, Life};
 use mooring_e2e::node::Settings;
@@ -29,10 +30,6 @@ async fn running(case: &Case, kind: Kind) -> Result<Life> {
     life.run().await?;
     life.container().await?;
     Ok(life)
-}
-
-fn lives(pid: u32) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists()
 }
 
 /// The node's configuration is this, until it is dropped.
@@ -265,7 +262,7 @@ async fn a_new_shim_of_the_name_keeps_its_record(case: Case) -> Result<()> {
     let life = running(&case, Kind::OwnNetwork).await?;
     plugins.fault("ptp", "DEL", "slow 3")?;
     kill_shim(life.id())?;
-    life.end().await?;
+    life.end_for_client().await?;
     ensure!(life.is_remembered(), "the finisher was too quick for this test");
     let mut second = Life::named(&case, Kind::OwnNetwork, life.id());
     second.run().await.context("the second of the name")?;

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use mooring_e2e::audit::{Snapshot, all_processes, leftovers};
+use mooring_e2e::audit::{Snapshot, leftovers};
 use mooring_e2e::faults::{
-    Failpoints, delete, journal, kill_shim, nobody_works_for, shim_of, state_dir, until,
+    Failpoints, delete, journal, kill_shim, lives, nobody_works_for, shim_of, state_dir, until,
 };
 use mooring_e2e::life::{Kind, Life};
 use mooring_e2e::node::Settings;
@@ -145,14 +145,14 @@ async fn reboot(case: &Case, life: &Life) -> Result<AnotherBoot> {
         let mut paths = all.iter().filter_map(|one| one.pointer("/resource/netns/path"));
         paths.next().and_then(|path| path.as_str()).map(str::to_owned)
     });
+    // Asked of the shim: a container that has just been started may not have come to its own program yet.
+    let containers = life.task().context("no container")?.pids().await?;
     case.node.end(Signal::SIGKILL).await?;
     kill(Pid::from_raw(shim.pid), Signal::SIGKILL)?;
-    for one in all_processes() {
-        if one.command.contains("100000") {
-            let _ = kill(Pid::from_raw(one.pid), Signal::SIGKILL);
-        }
+    for pid in &containers {
+        kill(Pid::from_raw(i32::try_from(*pid)?), Signal::SIGKILL)?;
     }
-    let dead = || !all_processes().iter().any(|one| one.command.contains("100000"));
+    let dead = || !containers.iter().any(|pid| lives(*pid));
     until(Duration::from_secs(5), "a container lives through the reboot", dead).await?;
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let targets: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();
@@ -225,7 +225,7 @@ async fn after_a_reboot_the_same_name_serves_again(case: Case) -> Result<()> {
     life.container().await?;
     let _boot = reboot(&case, &life).await?;
     case.node.start().await?;
-    life.end().await?;
+    life.end_for_client().await?;
     let mut second = Life::named(&case, Kind::OwnNetwork, life.id());
     second.run().await.context("the second sandbox of the name")?;
     second.stop().await?;
