@@ -2,7 +2,10 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use mooring::id::{Id, InvalidId};
+use mooring::{
+    id::{Id, InvalidId},
+    options::Profile,
+};
 use thiserror::Error;
 
 /// What the binary is asked to do.
@@ -18,6 +21,8 @@ pub enum Request {
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Args {
+    /// What the program's name stands for.
+    pub profile: Option<Profile>,
     pub namespace: Option<Id>,
     pub id: Option<Id>,
     pub address: PathBuf,
@@ -59,10 +64,11 @@ pub enum Error {
     Action(String),
 }
 
-/// Reads the arguments that follow the program's name.
+/// Reads the program's name and the arguments that follow it.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, Error> {
     let mut rest = arguments.into_iter();
-    let mut args = Args::default();
+    let profile = rest.next().and_then(|program| Profile::of_program(&program));
+    let mut args = Args { profile, ..Args::default() };
     let (mut version, mut info) = (false, false);
     let mut action = None;
     while let Some(argument) = rest.next() {
@@ -140,12 +146,16 @@ fn boolean(flag: &str, given: Option<&str>) -> Result<bool, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::iter::once;
+
     use proptest::prelude::*;
 
     use super::*;
 
+    const SHIM: &str = "/usr/bin/containerd-shim-mooring-v1";
+
     fn read(line: &str) -> Result<Request, Error> {
-        parse(line.split_whitespace().map(OsString::from))
+        parse(once(SHIM).chain(line.split_whitespace()).map(OsString::from))
     }
 
     #[test]
@@ -157,7 +167,14 @@ mod tests {
         assert_eq!(args.id.unwrap().as_str(), "0f3");
         assert_eq!(args.address, PathBuf::from("/run/containerd/containerd.sock"));
         assert_eq!(args.publish_binary, PathBuf::from("/usr/bin/containerd"));
-        assert!(args.debug);
+        assert!(args.debug && args.profile.is_none());
+    }
+
+    #[test]
+    fn the_programs_name_stands_for_a_profile() {
+        let line = ["/opt/containerd-shim-mooring-crun-v1", "-info"].map(OsString::from);
+        let Request::Info(args) = parse(line).unwrap() else { panic!("no info") };
+        assert_eq!(args.profile.unwrap().to_string(), "crun");
     }
 
     #[test]

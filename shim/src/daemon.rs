@@ -95,7 +95,8 @@ fn set_up_and_serve(
     detach::leave(&keep).map_err(io("become a daemon"))?;
     let fields = format!("namespace={} id={}", launch.namespace, launch.id);
     logging::start(&launch.bundle, launch.level, fields.clone());
-    let (options, warnings) = HandlerOptions::load(launch.options.clone())?;
+    let (options, warnings) =
+        HandlerOptions::load(launch.profile.as_ref(), launch.options.clone())?;
     for warning in warnings {
         log::warn!("{warning}");
     }

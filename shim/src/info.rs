@@ -7,7 +7,7 @@ use containerd_shim_protos::{
     types::introspection::{RuntimeInfo, RuntimeVersion},
 };
 use mooring::{
-    options::{self, AnyValue, Options},
+    options::{self, AnyValue, Options, Profile},
     process::{self, Reaper},
 };
 use thiserror::Error;
@@ -15,8 +15,6 @@ use tokio::time::Instant;
 
 use crate::boot;
 
-/// The runtime's type, as the configuration of containerd names it.
-const NAME: &str = "io.containerd.mooring.v1";
 /// The type of the features, which are JSON.
 const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 /// How long the OCI runtime may think about its features.
@@ -50,15 +48,15 @@ pub fn version() -> String {
 }
 
 /// The answer of `-info`, encoded.
-pub fn run() -> Result<Vec<u8>, Error> {
+pub fn run(profile: Option<&Profile>) -> Result<Vec<u8>, Error> {
     let given = boot::read_options()?;
-    let (options, _) = Options::load(given.as_ref())?;
+    let (options, _) = Options::load(profile, given.as_ref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let features = runtime.block_on(async {
         let reaper = Reaper::start()?;
         Ok::<_, io::Error>(features(&reaper, &options.runtime.binary).await)
     })?;
-    Ok(describe(given, features).write_to_bytes()?)
+    Ok(describe(options.runtime_type(), given, features).write_to_bytes()?)
 }
 
 /// The features of the OCI runtime; an old one does not know the question.
@@ -71,7 +69,7 @@ async fn features(reaper: &Reaper, binary: &Path) -> Option<Vec<u8>> {
     (output.exit.status == 0 && json.is_ok_and(|json| json.is_object())).then_some(output.stdout)
 }
 
-fn describe(options: Option<AnyValue>, features: Option<Vec<u8>>) -> RuntimeInfo {
+fn describe(name: String, options: Option<AnyValue>, features: Option<Vec<u8>>) -> RuntimeInfo {
     let any = |type_url: String, value| Any { type_url, value, ..Any::default() };
     let version = RuntimeVersion {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -79,7 +77,7 @@ fn describe(options: Option<AnyValue>, features: Option<Vec<u8>>) -> RuntimeInfo
         ..RuntimeVersion::default()
     };
     RuntimeInfo {
-        name: NAME.into(),
+        name,
         version: MessageField::some(version),
         options: options.map(|options| any(options.type_url, options.value)).into(),
         features: features.map(|features| any(FEATURES.into(), features)).into(),
@@ -115,9 +113,9 @@ mod tests {
     #[test]
     fn the_options_are_echoed() {
         let options = AnyValue { type_url: "a.B".into(), value: vec![1] };
-        let info = describe(Some(options), Some(b"{}".to_vec()));
+        let info = describe("a".into(), Some(options), Some(b"{}".to_vec()));
         assert_eq!(info.options.type_url, "a.B");
         assert_eq!(info.features.type_url, FEATURES);
-        assert!(describe(None, None).features.is_none());
+        assert!(describe("a".into(), None, None).features.is_none());
     }
 }

@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use log::LevelFilter;
-use mooring::{id::Id, options::AnyValue};
+use mooring::{
+    id::Id,
+    options::{AnyValue, Profile},
+};
 
 /// What the daemon tells whoever started it when it serves; anything else is why it does not.
 pub const READY: &[u8] = b"ready";
@@ -20,6 +23,8 @@ pub struct Launch {
     pub grpc_address: PathBuf,
     /// containerd's ttrpc socket, where events go.
     pub ttrpc_address: PathBuf,
+    /// What the shim's name stands for.
+    pub profile: Option<Profile>,
     pub options: Option<AnyValue>,
     pub level: LevelFilter,
     /// Whether the start was asked for by bootstrap parameters, as containerd does from 2.3 on.

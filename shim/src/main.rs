@@ -29,9 +29,9 @@ use args::Request;
 fn main() -> ExitCode {
     memory::be_frugal();
     detach::reset_signals();
-    let done = match args::parse(env::args_os().skip(1)) {
+    let done = match args::parse(env::args_os()) {
         Ok(Request::Start(args)) => start::run(args).map_err(print),
-        Ok(Request::Info(_)) => info::run().map_err(print),
+        Ok(Request::Info(args)) => info::run(args.profile.as_ref()).map_err(print),
         Ok(Request::Version) => Ok(info::version().into_bytes()),
         Ok(Request::Delete(args)) => delete::run(&args).map_err(print),
         Err(error) => Err(print(error)),

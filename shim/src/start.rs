@@ -110,6 +110,7 @@ pub fn run(args: Args) -> Result<Vec<u8>, Error> {
         socket: socket.clone(),
         grpc_address,
         ttrpc_address,
+        profile: args.profile,
         options: boot.options,
         level,
         bootstrap: boot.bootstrap,

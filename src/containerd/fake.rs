@@ -54,7 +54,6 @@ struct State {
 
 struct Container {
     sandbox: Id,
-    runtime: String,
     task: Option<TaskStatus>,
 }
 
@@ -64,12 +63,8 @@ impl FakeContainerd {
     }
 
     /// Adds a container of `sandbox` whose task is running.
-    pub fn add_container(&self, id: &Id, sandbox: &Id, runtime: &str) {
-        let container = Container {
-            sandbox: sandbox.clone(),
-            runtime: runtime.to_owned(),
-            task: Some(TaskStatus::Running),
-        };
+    pub fn add_container(&self, id: &Id, sandbox: &Id) {
+        let container = Container { sandbox: sandbox.clone(), task: Some(TaskStatus::Running) };
         self.state().containers.insert(id.clone(), container);
     }
 
@@ -180,17 +175,9 @@ impl State {
 
 #[async_trait]
 impl Containerd for FakeContainerd {
-    async fn containers_of(
-        &self,
-        sandbox: &Id,
-        runtime: Option<&str>,
-        deadline: Instant,
-    ) -> Result<Vec<Id>, Error> {
+    async fn containers_of(&self, sandbox: &Id, deadline: Instant) -> Result<Vec<Id>, Error> {
         self.call("containers_of", sandbox.as_str(), deadline, |state| {
-            let matches = |one: &Container| {
-                one.sandbox == *sandbox && runtime.is_none_or(|name| one.runtime == name)
-            };
-            let found = state.containers.iter().filter(|(_, one)| matches(one));
+            let found = state.containers.iter().filter(|(_, one)| one.sandbox == *sandbox);
             Ok(found.map(|(id, _)| id.clone()).collect())
         })
         .await
@@ -343,7 +330,7 @@ mod tests {
     #[tokio::test]
     async fn a_waiter_sees_the_kill() {
         let fake = FakeContainerd::default();
-        fake.add_container(&id("c"), &id("pod"), "r");
+        fake.add_container(&id("c"), &id("pod"));
         let (container, pod) = (id("c"), id("pod"));
         let (exit, killed) = tokio::join!(
             fake.wait_task(&container, soon()),
@@ -351,8 +338,8 @@ mod tests {
         );
         killed.unwrap();
         assert_eq!(exit.unwrap().status, 137);
-        assert_eq!(fake.containers_of(&pod, Some("r"), soon()).await.unwrap(), [id("c")]);
-        assert!(fake.containers_of(&pod, Some("s"), soon()).await.unwrap().is_empty());
+        assert_eq!(fake.containers_of(&pod, soon()).await.unwrap(), [id("c")]);
+        assert!(fake.containers_of(&container, soon()).await.unwrap().is_empty());
         assert!(fake.kill_task(&container, 9, true, soon()).await.unwrap_err().is_not_found());
     }
 

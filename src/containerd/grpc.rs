@@ -38,6 +38,8 @@ use super::{
 };
 use crate::{id::Id, mounts::Mount, released::Released};
 
+/// Containers of Mooring: whatever the name that its runtime type or its program's path has.
+const OF_MOORING: &str = "runtime.name~=mooring";
 /// containerd answers with messages of up to this size.
 const LARGEST_MESSAGE: usize = 16 << 20;
 /// Manifests and configurations are some kilobytes; what is larger is none.
@@ -177,16 +179,10 @@ impl Grpc {
 
 #[async_trait]
 impl Containerd for Grpc {
-    async fn containers_of(
-        &self,
-        sandbox: &Id,
-        runtime: Option<&str>,
-        deadline: Instant,
-    ) -> Result<Vec<Id>, Error> {
+    async fn containers_of(&self, sandbox: &Id, deadline: Instant) -> Result<Vec<Id>, Error> {
         let call = format!("list containers of sandbox {:?}", sandbox.as_str());
         self.call(call, deadline, |channel| async move {
-            let filters =
-                runtime.map(|name| format!("runtime.name=={name:?}")).into_iter().collect();
+            let filters = vec![OF_MOORING.to_owned()];
             let mut client =
                 ContainersClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE);
             let request = self.request(ListContainersRequest { filters })?;

@@ -27,14 +27,8 @@ pub const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
 /// What a sandbox asks of containerd, within containerd's namespace that the sandbox is in.
 #[async_trait]
 pub trait Containerd: Send + Sync {
-    /// The containers whose record names `sandbox`. `runtime` (as `io.containerd.mooring.v1`) narrows what containerd
-    /// looks at; the containers of a sandbox all have its runtime.
-    async fn containers_of(
-        &self,
-        sandbox: &Id,
-        runtime: Option<&str>,
-        deadline: Instant,
-    ) -> Result<Vec<Id>, Error>;
+    /// The containers whose record names `sandbox`, and whose runtime is Mooring.
+    async fn containers_of(&self, sandbox: &Id, deadline: Instant) -> Result<Vec<Id>, Error>;
 
     /// Sends `signal` to a container's first process, or to all of its processes.
     async fn kill_task(

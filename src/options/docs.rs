@@ -88,5 +88,5 @@ fn the_example_file_has_every_key_at_its_default() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("config.toml");
     fs::write(&file, values.join("\n")).unwrap();
-    assert_eq!(Options::load_from(&file, None).unwrap(), (Options::default(), vec![]));
+    assert_eq!(Options::load_from(&file, None, None).unwrap(), (Options::default(), vec![]));
 }

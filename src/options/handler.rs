@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{AnyValue, Error, Options, node_file};
+use super::{AnyValue, Error, Options, Profile, node_file};
 use crate::{id::Id, runtime::RuntimeSettings};
 
 /// The options as a shim was started with them. The node's configuration is read once: what becomes of the file later
@@ -15,13 +15,21 @@ pub struct HandlerOptions {
 }
 
 impl HandlerOptions {
-    /// Those of a shim that containerd passed `given` with. The texts name every key that Mooring does not know.
-    pub fn load(given: Option<AnyValue>) -> Result<(Self, Vec<String>), Error> {
-        Self::load_from(&node_file(), given)
+    /// Those of a shim that containerd passed `given` with, and whose name stands for `profile`. The texts name every
+    /// key that Mooring does not know.
+    pub fn load(
+        profile: Option<&Profile>,
+        given: Option<AnyValue>,
+    ) -> Result<(Self, Vec<String>), Error> {
+        Self::load_from(&node_file(), profile, given)
     }
 
-    fn load_from(file: &Path, given: Option<AnyValue>) -> Result<(Self, Vec<String>), Error> {
-        let (node, mut warnings) = Options::of_node(file)?;
+    fn load_from(
+        file: &Path,
+        profile: Option<&Profile>,
+        given: Option<AnyValue>,
+    ) -> Result<(Self, Vec<String>), Error> {
+        let (node, mut warnings) = Options::of_node(file, profile)?;
         let shim = match &given {
             Some(given) => {
                 let (shim, more) = node.overridden(given)?;
@@ -69,7 +77,7 @@ mod tests {
     use crate::options::decode::RuncOptions;
 
     fn options(given: AnyValue) -> HandlerOptions {
-        HandlerOptions::load_from(Path::new("/nonexistent"), Some(given)).unwrap().0
+        HandlerOptions::load_from(Path::new("/nonexistent"), None, Some(given)).unwrap().0
     }
 
     #[test]

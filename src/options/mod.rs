@@ -1,8 +1,9 @@
 //! The options of a runtime handler: where they come from, in which wire forms, and what they are by default.
 //!
-//! Three layers, the later one wins: Mooring's defaults, `/etc/mooring/config.toml` (or the file that the environment
-//! names as `MOORING_CONFIG`), and the handler's own options as containerd passes them. What can be set is in the table
-//! of [`keys`]; where a room of this library has settings of its own, the options are those.
+//! Layers, the later one wins: Mooring's defaults, `/etc/mooring/config.toml` (or the file that the environment names as
+//! `MOORING_CONFIG`), the profile in it that the shim's name stands for, and the handler's own options as containerd
+//! passes them. What can be set is in the table of [`keys`]; where a room of this library has settings of its own, the
+//! options are those.
 
 mod decode;
 #[cfg(test)]
@@ -10,6 +11,7 @@ mod docs;
 mod handler;
 mod keys;
 mod layer;
+mod profile;
 mod time;
 mod value;
 
@@ -29,6 +31,7 @@ use crate::{
 
 pub use decode::{AnyValue, is_options_type};
 pub use handler::HandlerOptions;
+pub use profile::Profile;
 
 /// The configuration of the node, unless the environment names another file.
 const CONFIG: &str = "/etc/mooring/config.toml";
@@ -36,6 +39,8 @@ const CONFIG: &str = "/etc/mooring/config.toml";
 /// Everything that an administrator can choose.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
+    /// The profile that the shim's name stands for.
+    pub profile: Option<Profile>,
     /// How containers are run; the root folder is without containerd's namespace.
     pub runtime: RuntimeSettings,
     /// How pods are networked that the shim networks.
@@ -54,6 +59,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            profile: None,
             runtime: RuntimeSettings::default(),
             network: network::Settings::default(),
             network_owner: NetworkOwner::default(),
@@ -102,35 +108,57 @@ impl Coded for Error {
 }
 
 impl Options {
-    /// Puts the layers together: defaults, the node's configuration, and what containerd passed.
+    /// Puts the layers together: defaults, the node's configuration, the profile in it, and what containerd passed.
     ///
     /// The texts that come with the options name every key that Mooring does not know.
-    pub fn load(handler: Option<&AnyValue>) -> Result<(Self, Vec<String>), Error> {
-        Self::load_from(&node_file(), handler)
-    }
-
-    /// The same as [`Options::load`], with the node's configuration in `file`. No such file is no configuration.
-    pub fn load_from(
-        file: &Path,
+    pub fn load(
+        profile: Option<&Profile>,
         handler: Option<&AnyValue>,
     ) -> Result<(Self, Vec<String>), Error> {
-        let (node, mut warnings) = Self::of_node(file)?;
+        Self::load_from(&node_file(), profile, handler)
+    }
+
+    /// The same as [`Options::load`], with the node's configuration in `file`. No such file is an empty one.
+    pub fn load_from(
+        file: &Path,
+        profile: Option<&Profile>,
+        handler: Option<&AnyValue>,
+    ) -> Result<(Self, Vec<String>), Error> {
+        let (node, mut warnings) = Self::of_node(file, profile)?;
         let Some(handler) = handler else { return Ok((node, warnings)) };
         let (options, more) = node.overridden(handler)?;
         warnings.extend(more);
         Ok((options, warnings))
     }
 
-    fn of_node(file: &Path) -> Result<(Self, Vec<String>), Error> {
-        let mut options = Self::default();
-        let warnings = match std::fs::read_to_string(file) {
-            Ok(text) => {
-                layer::Layer::parse(&text, &file.display().to_string())?.apply(&mut options)?
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+    fn of_node(file: &Path, profile: Option<&Profile>) -> Result<(Self, Vec<String>), Error> {
+        let text = match std::fs::read_to_string(file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(source) => return Err(Error::Read { path: file.into(), source }),
         };
+        let place = file.display().to_string();
+        let mut common = layer::Layer::parse(&text, &place)?;
+        let own = profile::take(&mut common.values, profile).map_err(|reason| Error::Value {
+            key: profile::TABLE,
+            place: place.clone(),
+            reason,
+        })?;
+        let mut options = Self { profile: profile.cloned(), ..Self::default() };
+        let mut warnings = common.apply(&mut options)?;
+        if let (Some(values), Some(profile)) = (own, profile) {
+            let place = format!("[{}.{profile}] of {place}", profile::TABLE);
+            warnings.extend(layer::Layer { values, place }.apply(&mut options)?);
+        }
         Ok((options, warnings))
+    }
+
+    /// The runtime's type, as the configuration of containerd names it.
+    pub fn runtime_type(&self) -> String {
+        match &self.profile {
+            None => "io.containerd.mooring.v1".to_owned(),
+            Some(profile) => format!("io.containerd.mooring-{profile}.v1"),
+        }
     }
 
     /// These options where `any`, a message of options, does not say otherwise.

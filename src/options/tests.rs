@@ -11,12 +11,12 @@ pub(super) fn generic(body: &str) -> AnyValue {
 }
 
 fn load(handler: &AnyValue) -> Result<(Options, Vec<String>), Error> {
-    Options::load_from(Path::new("/nonexistent/config.toml"), Some(handler))
+    Options::load_from(Path::new("/nonexistent/config.toml"), None, Some(handler))
 }
 
 #[test]
 fn nothing_given_is_the_defaults() {
-    let nothing = Options::load_from(Path::new("/nonexistent"), None).unwrap();
+    let nothing = Options::load_from(Path::new("/nonexistent"), None, None).unwrap();
     assert_eq!(nothing, (Options::default(), vec![]));
     assert_eq!(load(&AnyValue::default()).unwrap().0, Options::default());
     assert_eq!(load(&generic("")).unwrap().0, Options::default());
@@ -74,7 +74,8 @@ fn the_handler_overrides_the_node_and_the_node_the_defaults() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("config.toml");
     std::fs::write(&file, "BinaryName = 'node'\nStateRoot = '/srv/mooring'\n").unwrap();
-    let (options, _) = Options::load_from(&file, Some(&generic("BinaryName = 'pod'"))).unwrap();
+    let (options, _) =
+        Options::load_from(&file, None, Some(&generic("BinaryName = 'pod'"))).unwrap();
     assert_eq!(options.runtime.binary, PathBuf::from("pod"));
     assert_eq!(options.state_root, PathBuf::from("/srv/mooring"));
     assert_eq!(options.run_root, PathBuf::from("/run/mooring"));
@@ -145,4 +146,31 @@ proptest::proptest! {
     fn no_configuration_makes_parsing_panic(text in ".*") {
         let _ = load(&generic(&text));
     }
+}
+
+#[test]
+fn a_profile_is_over_the_node_and_under_the_handler() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.toml");
+    let text = "BinaryName = 'node'\nRoot = '/node'\nStateRoot = '/node'\n\
+                [profile.crun]\nBinaryName = 'crun'\nRoot = '/crun'\nColour = 1\n[profile.other]\nRoot = 7\n";
+    std::fs::write(&file, text).unwrap();
+    let profile = |name: &str| {
+        Profile::of_program(format!("containerd-shim-mooring-{name}-v1").as_ref()).unwrap()
+    };
+    let crun = profile("crun");
+    let (options, warnings) =
+        Options::load_from(&file, Some(&crun), Some(&generic("BinaryName = 'pod'"))).unwrap();
+    assert_eq!(options.runtime.binary, Path::new("pod"));
+    assert_eq!((options.runtime.root, options.state_root), ("/crun".into(), "/node".into()));
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].contains("\"Colour\" in [profile.crun] of /"), "{warnings:?}");
+
+    let (options, warnings) = Options::load_from(&file, None, None).unwrap();
+    assert_eq!((options.runtime.binary, warnings), ("node".into(), vec![]));
+    let error = |profile| Options::load_from(&file, Some(&profile), None).unwrap_err().to_string();
+    assert!(error(profile("other")).contains("Root in [profile.other]"));
+    assert!(error(profile("none")).contains("there is no [profile.none]"));
+    std::fs::write(&file, "profile = 1").unwrap();
+    assert!(Options::load_from(&file, None, None).unwrap_err().to_string().contains("a table"));
 }

@@ -56,7 +56,7 @@ impl Sandbox {
                 "image": "",
                 "snapshotKey": "",
                 "snapshotter": "",
-                "runtimeType": "io.containerd.mooring.v1",
+                "runtimeType": self.env.options.runtime_type(),
                 "config": pod.config.original,
                 "runtimeSpec": self.spec().unwrap_or_default(),
                 "annotations": pod.annotations,

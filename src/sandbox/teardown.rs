@@ -18,8 +18,6 @@ use crate::{
 };
 
 const SIGKILL: u32 = 9;
-/// The runtime type of all containers of a sandbox of ours.
-const RUNTIME: &str = "io.containerd.mooring.v1";
 /// How often a kill is repeated when its connection was closed, and the first pause between.
 const RETRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(20);
@@ -73,11 +71,9 @@ impl ShimTeardown {
         let env = &self.sandbox.env;
         let patience = Instant::now().checked_add(env.options.containerd_timeout);
         let patience = patience.map_or(deadline, |patience| patience.min(deadline));
-        let listed = tokio::time::timeout_at(
-            patience,
-            env.containerd.containers_of(&env.id, Some(RUNTIME), patience),
-        )
-        .await;
+        let listed =
+            tokio::time::timeout_at(patience, env.containerd.containers_of(&env.id, patience))
+                .await;
         let (listed, answers) = match listed {
             Ok(Ok(listed)) => (listed, true),
             Ok(Err(error)) => {

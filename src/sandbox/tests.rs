@@ -354,7 +354,7 @@ async fn containers_are_killed_through_containerd_and_in_place_when_it_is_silent
     let world = World::started("silent").await;
     for name in ["a", "b"] {
         world.tasks.run(&id(name));
-        world.containerd.add_container(&id(name), &world.id, "io.containerd.mooring.v1");
+        world.containerd.add_container(&id(name), &world.id);
     }
     world.containerd.fault_always("containers_of", Fault::Hang);
     world.sandbox.stop(None).await.unwrap();
@@ -484,7 +484,7 @@ async fn happen(world: &World, event: Event) {
                 && let Ok(_guest) = world.sandbox.admit()
             {
                 world.tasks.run(&container);
-                world.containerd.add_container(&container, &world.id, "io.containerd.mooring.v1");
+                world.containerd.add_container(&container, &world.id);
             }
         }
         Event::Exit => world.tasks.end(&container),

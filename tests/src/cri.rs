@@ -472,3 +472,15 @@ impl Container {
         }
     }
 }
+
+/// Stops and removes every pod that CRI lists.
+pub async fn remove_all_pods(case: &Case) -> Result<()> {
+    let mut cri = case.node.cri();
+    let list = cri.list_pod_sandbox(cri::ListPodSandboxRequest { filter: None }).await?;
+    for pod in list.into_inner().items {
+        let id = pod.id;
+        cri.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await?;
+        cri.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id: id }).await?;
+    }
+    Ok(())
+}

@@ -97,7 +97,7 @@ pub async fn until(patience: Duration, complaint: &str, so: impl Fn() -> bool) -
 /// The processes of Mooring that work for a sandbox: its shim, or `delete` and the finisher.
 pub fn shims_of(id: &str) -> Vec<Process> {
     let ours = |one: &Process| {
-        one.command.contains("containerd-shim-mooring-v1") && one.command.contains(id)
+        one.command.contains("containerd-shim-mooring-") && one.command.contains(id)
     };
     all_processes().into_iter().filter(ours).collect()
 }
@@ -109,7 +109,7 @@ pub fn daemons() -> Vec<Process> {
         status.lines().any(|line| line == "PPid:\t1")
     };
     let ours = |one: &Process| {
-        one.command.contains("containerd-shim-mooring-v1") && one.command.ends_with("start")
+        one.command.contains("containerd-shim-mooring-") && one.command.ends_with("start")
     };
     all_processes().into_iter().filter(|one| ours(one) && orphan(one)).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,13 +20,41 @@ use crate::images::PAUSE_IMAGE;
 pub use crate::images::{DATA_IMAGE, IMAGE};
 use crate::systemd;
 
+/// The node's configuration of Mooring.
+pub const CONFIG: &str = "/etc/mooring/config.toml";
+
+/// The node's configuration is this, until it is dropped.
+pub struct Configuration(String);
+
+impl Configuration {
+    /// Changes the text.
+    pub fn change(change: impl FnOnce(&str) -> String) -> Result<Self> {
+        let before = fs::read_to_string(CONFIG)?;
+        fs::write(CONFIG, change(&before))?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Configuration {
+    fn drop(&mut self) {
+        let _ = fs::write(CONFIG, &self.0);
+    }
+}
+
 /// A further runtime handler of the node.
 #[derive(Clone, Debug)]
 pub struct Extra {
     /// The handler's name.
     pub name: &'static str,
-    /// Mooring's options for it, as TOML lines.
-    pub options: &'static str,
+    /// The keys of its profile, as TOML lines.
+    pub options: String,
+}
+
+impl Extra {
+    /// A handler with an OCI runtime of its own.
+    pub fn with_runtime(name: &'static str, program: &Path) -> Self {
+        Self { name, options: format!("BinaryName = '{}'", program.display()) }
+    }
 }
 
 /// What a test binary wants of its node beyond the usual.
@@ -75,7 +103,7 @@ impl Node {
         // The node's configuration of Mooring: see `config` for why the handler itself has no options.
         fs::create_dir_all("/etc/mooring")?;
         let bin = deps.join("cni/bin");
-        let own = format!(
+        let mut own = format!(
             "BinaryName = '{}'\nSystemdCgroup = {}\nCniConfDir = '{}'\nCniBinDirs = ['{}']\n{}\n",
             runc(&deps).display(),
             systemd::is_first(),
@@ -83,23 +111,12 @@ impl Node {
             bin.display(),
             settings.options
         );
-        fs::write("/etc/mooring/config.toml", &own)?;
         for Extra { name, options } in &settings.extra {
-            let config = folder.join(format!("{name}.toml"));
-            let usual = own
-                .lines()
-                .filter(|line| !line.starts_with("BinaryName") || !options.contains("BinaryName"));
-            let usual: Vec<&str> = usual.collect();
-            fs::write(&config, format!("{}\n{options}\n", usual.join("\n")))?;
-            let program = folder.join("bin").join(format!("containerd-shim-{name}-v1"));
-            let script = format!(
-                "#!/bin/sh\nMOORING_CONFIG='{}' exec '{}' \"$@\"\n",
-                config.display(),
-                folder.join("bin/containerd-shim-mooring-v1").display()
-            );
-            fs::write(&program, script)?;
-            fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+            write!(own, "[profile.{name}]\n{options}\n")?;
+            let program = format!("bin/containerd-shim-mooring-{name}-v1");
+            symlink(&shim, folder.join(program)).context("link the shim")?;
         }
+        fs::write(CONFIG, own)?;
         let channel = channel_to(&folder.join("c.sock"))?;
         let node = Self {
             folder: folder.to_owned(),
@@ -466,7 +483,7 @@ fn config(folder: &Path, deps: &Path, settings: &Settings) -> String {
     let table = "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes";
     // CRI of containerd 2.1 cannot start containers of a shim sandbox whose handler has options, unless they are of
     // runc's type: it reads them as runc's ("failed to get runtime v2 options"). Hence none here: Mooring reads the
-    // node's configuration, and each further handler is a shim of its own name that is told of another one.
+    // node's configuration, and each further handler is a profile in it, which the shim's name stands for.
     let mut handlers = format!(
         "[{table}.mooring]\nruntime_type = 'io.containerd.mooring.v1'\n\
          runtime_path = '{dir}/bin/containerd-shim-mooring-v1'\nsandboxer = 'shim'\n"
@@ -474,7 +491,7 @@ fn config(folder: &Path, deps: &Path, settings: &Settings) -> String {
     for Extra { name, .. } in &settings.extra {
         let _ = write!(
             handlers,
-            "[{table}.{name}]\nruntime_type = 'io.containerd.{name}.v1'\nsandboxer = 'shim'\n"
+            "[{table}.{name}]\nruntime_type = 'io.containerd.mooring-{name}.v1'\nsandboxer = 'shim'\n"
         );
     }
     format!(

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::node::Node;
+use crate::node::{CONFIG, Node};
 
-const CONFIG: &str = "/etc/mooring/config.toml";
 /// The network's name.
 pub const NETWORK: &str = "faults";
 /// The plugins of the network, in the order of ADD.

@@ -1,17 +1,20 @@
 //! Killed shims, missing and misbehaving OCI runtimes, bad requests, over CRI.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use k8s_cri::v1 as cri;
 use mooring_e2e::audit::{Process, all_processes};
-use mooring_e2e::cri::{ContainerSpec, Pod, PodSpec};
-use mooring_e2e::node::{Extra, Settings};
+use mooring_e2e::cri::{ContainerSpec, Pod, PodSpec, remove_all_pods};
+use mooring_e2e::faults::nobody_works_for;
+use mooring_e2e::node::{Configuration, Extra, Settings, deps};
 use mooring_e2e::suite;
 use mooring_e2e::suite::Case;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::{Value, json};
 
 fn shim_of(pod: &Pod) -> Result<Process> {
     let ours = |one: &Process| {
@@ -150,17 +153,6 @@ async fn a_refused_sysctl_fails_the_pod_and_leaves_nothing(case: Case) -> Result
     remove_all_pods(&case).await
 }
 
-async fn remove_all_pods(case: &Case) -> Result<()> {
-    let mut cri = case.node.cri();
-    let list = cri.list_pod_sandbox(cri::ListPodSandboxRequest { filter: None }).await?;
-    for pod in list.into_inner().items {
-        let id = pod.id;
-        cri.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await?;
-        cri.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id: id }).await?;
-    }
-    Ok(())
-}
-
 async fn unknown_objects_are_answered_as_cri_wants(case: Case) -> Result<()> {
     let mut cri = case.node.cri();
     let id = || "no-such-id".to_owned();
@@ -235,12 +227,47 @@ async fn ten_pods_at_once_come_and_go(case: Case) -> Result<()> {
     Ok(())
 }
 
+/// A handler whose options the shim's name stands for: they hold, and a teardown does not need them any more.
+async fn a_profile_gives_a_handler_options_of_its_own(case: Case) -> Result<()> {
+    for killed in [false, true] {
+        let mut spec = PodSpec::new(&case);
+        "crun".clone_into(&mut spec.handler);
+        let pod = spec.run().await?;
+        let container = pod.start(&ContainerSpec::idle("main")).await?;
+        ensure!(container.shell("hostname").await? == pod.spec.config.hostname);
+        let (_, verbose) = pod.verbose_status().await?;
+        let info: Value = serde_json::from_str(verbose.get("info").context("no info")?)?;
+        ensure!(info.get("runtimeType") == Some(&json!("io.containerd.mooring-crun.v1")), "{info}");
+        let runtime = info.get("handler").and_then(Value::as_str).unwrap_or_default();
+        ensure!(runtime.ends_with("/crun"), "{info}");
+        let today = Configuration::change(|text| text.replace("[profile.crun]", "[profile.none]"))?;
+        if killed {
+            kill_shim(&pod)?;
+            container.exited().await?;
+        } else {
+            pod.stop().await?;
+        }
+        pod.end().await?;
+        nobody_works_for(&pod.id, Duration::from_secs(20)).await?;
+        let refused =
+            spec.run().await.err().context("a pod runs on a profile that is not there")?;
+        drop(today);
+        let message = format!("{refused:#}");
+        ensure!(message.contains("there is no [profile.crun]"), "{message}");
+        remove_all_pods(&case).await?;
+    }
+    Ok(())
+}
+
 fn settings() -> Settings {
-    let extra = vec![
-        Extra { name: "missing", options: "BinaryName = '/usr/bin/no-such-runtime'" },
-        Extra { name: "garbage", options: "BinaryName = '/bin/echo'" },
-        Extra { name: "failing", options: "BinaryName = '/bin/false'" },
+    let extra = [
+        ("missing", "/usr/bin/no-such-runtime"),
+        ("garbage", "/bin/echo"),
+        ("failing", "/bin/false"),
     ];
+    let extra = extra.map(|(name, runtime)| Extra::with_runtime(name, Path::new(runtime)));
+    let mut extra = Vec::from(extra);
+    extra.push(Extra::with_runtime("crun", &deps().unwrap_or_default().join("bin/crun")));
     Settings { extra, ..Settings::default() }
 }
 
@@ -261,4 +288,5 @@ suite!(settings();
         many_shims_killed_at_once_leave_nothing,
         a_missing_oci_runtime_is_named_and_the_pod_can_go,
         an_oci_runtime_that_prints_garbage_is_named_and_the_pod_can_go,
-        an_oci_runtime_that_fails_is_named_and_the_pod_can_go);
+        an_oci_runtime_that_fails_is_named_and_the_pod_can_go,
+        a_profile_gives_a_handler_options_of_its_own);

@@ -12,7 +12,7 @@ use mooring_e2e::faults::{
     until,
 };
 use mooring_e2e::life::{Kind, Life};
-use mooring_e2e::node::Settings;
+use mooring_e2e::node::{Configuration, Settings};
 use mooring_e2e::plugins::Plugins;
 use mooring_e2e::services::{Client, NAMESPACE, Task, container_spec};
 use mooring_e2e::suite;
@@ -21,7 +21,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-const CONFIG: &str = "/etc/mooring/config.toml";
 /// containerd kills a `delete` that takes longer.
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -30,23 +29,6 @@ async fn running(case: &Case, kind: Kind) -> Result<Life> {
     life.run().await?;
     life.container().await?;
     Ok(life)
-}
-
-/// The node's configuration is this, until it is dropped.
-struct Configuration(String);
-
-impl Configuration {
-    fn change(change: impl FnOnce(&str) -> String) -> Result<Self> {
-        let before = fs::read_to_string(CONFIG)?;
-        fs::write(CONFIG, change(&before))?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for Configuration {
-    fn drop(&mut self) {
-        let _ = fs::write(CONFIG, &self.0);
-    }
 }
 
 /// Two containers without sandbox, the first of which has its shim serve the second one too.

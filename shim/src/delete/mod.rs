@@ -25,7 +25,7 @@ use containerd_shim_protos::{
 use mooring::{
     container,
     id::Id,
-    options::Options,
+    options::{Options, Profile},
     sandbox::daemon_record::{self, DaemonRecord},
     sys,
 };
@@ -72,7 +72,8 @@ pub fn run(args: &Args) -> Result<Vec<u8>, Error> {
         return Err(Error::Nobody);
     };
     let started = Instant::now();
-    let work = Work::find(&args.bundle, namespace, id, args.address.clone())?;
+    let work =
+        Work::find(args.profile.as_ref(), &args.bundle, namespace, id, args.address.clone())?;
     let pid = work.shim.as_ref().map_or(0, |shim| shim.pid);
     if work.nothing_left() {
         // The usual end: containerd calls this after every shutdown, too.
@@ -167,10 +168,16 @@ struct Work {
 }
 
 impl Work {
-    fn find(bundle: &Path, namespace: Id, id: Id, address: PathBuf) -> Result<Self, Error> {
+    fn find(
+        profile: Option<&Profile>,
+        bundle: &Path,
+        namespace: Id,
+        id: Id,
+        address: PathBuf,
+    ) -> Result<Self, Error> {
         let mut work =
             Self { state_dir: PathBuf::new(), namespace, id, address, shim: None, member: None };
-        for root in state_roots(bundle) {
+        for root in state_roots(bundle, profile) {
             let namespace_dir = root.join(&work.namespace);
             let state_dir = namespace_dir.join(&work.id);
             if state_dir.exists() {
@@ -209,8 +216,8 @@ impl Work {
 
 /// Where the state folder may be, the likeliest place first: where the bundle says. The bundle may be gone; then where
 /// the node's configuration says now, and where it is without any.
-fn state_roots(bundle: &Path) -> Vec<PathBuf> {
-    let configured = match Options::load(None) {
+fn state_roots(bundle: &Path, profile: Option<&Profile>) -> Vec<PathBuf> {
+    let configured = match Options::load(profile, None) {
         Ok((options, _)) => Some(options.state_root),
         Err(error) => {
             eprintln!("delete: {error}; going on without it");
