@@ -47,6 +47,11 @@ impl Snapshot {
         Self(text.lines().map(str::to_owned).collect())
     }
 
+    /// Its lines.
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+
     /// What is here and was not there before.
     pub fn since(&self, before: &Self) -> Vec<String> {
         self.0.difference(&before.0).cloned().collect()

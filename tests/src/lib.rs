@@ -18,6 +18,7 @@ pub mod node;
 pub mod plugins;
 pub mod random;
 pub mod services;
+pub mod soak;
 pub mod stream;
 pub mod suite;
 pub mod systemd;

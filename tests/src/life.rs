@@ -59,6 +59,11 @@ impl Life {
         Self { node, kind, spec, pod: None, client, pid: 0, task: None }
     }
 
+    /// A pod over CRI that is to be so.
+    pub fn of(case: &Case, spec: PodSpec) -> Self {
+        Self { spec, ..Self::new(case, Kind::Cri) }
+    }
+
     /// A pod of this id, through the sandbox service.
     pub fn named(case: &Case, kind: Kind, id: &str) -> Self {
         let life = Self::new(case, kind);
@@ -75,6 +80,11 @@ impl Life {
             Some(pod) => &pod.id,
             None => &self.client.id,
         }
+    }
+
+    /// The pod, once CRI has run it.
+    pub fn pod(&self) -> Option<&Pod> {
+        self.pod.as_ref()
     }
 
     /// containerd's namespace.

@@ -69,6 +69,7 @@ dir='{dir}'
 me=${{0##*/}}
 echo "$me $CNI_COMMAND $CNI_CONTAINERID ${{CNI_NETNS:--}}" >>"$dir/calls"
 fault="$dir/$me.$CNI_COMMAND"
+[ -e "$fault.$CNI_CONTAINERID" ] && fault="$fault.$CNI_CONTAINERID"
 if [ -e "$fault" ]; then
   read -r kind count <"$fault"
   if [ -n "$count" ] && [ "$kind" != slow ]; then
@@ -123,6 +124,11 @@ exec '{real}'/"$me"
     pub fn fault(&self, plugin: &str, command: &str, kind: &str) -> Result<()> {
         fs::write(self.folder.join(format!("{plugin}.{command}")), format!("{kind}\n"))?;
         Ok(())
+    }
+
+    /// The same for one sandbox alone.
+    pub fn fault_of(&self, id: &str, plugin: &str, command: &str, kind: &str) -> Result<()> {
+        self.fault(plugin, &format!("{command}.{id}"), kind)
     }
 
     /// The plugin works again.

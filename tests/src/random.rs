@@ -18,6 +18,11 @@ impl Random {
             now.as_secs() ^ u64::from(now.subsec_nanos())
         });
         eprintln!("MOORING_SEED={seed}");
+        Self::new(seed)
+    }
+
+    /// With this seed.
+    pub fn new(seed: u64) -> Self {
         Self { seed, state: seed }
     }
 
@@ -34,5 +39,10 @@ impl Random {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (mixed ^ (mixed >> 31)) % limit.max(1)
+    }
+
+    /// Whether it happens, so many times in a hundred.
+    pub fn percent(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
     }
 }

@@ -253,7 +253,7 @@ fn remember_panics() {
 }
 
 /// The cgroups that a kubelet would have made for the pods, and would remove now.
-fn remove_pod_parents() {
+pub fn remove_pod_parents() {
     if systemd::is_first() {
         let _ = systemd::stop_pod_slices();
     }

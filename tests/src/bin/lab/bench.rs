@@ -58,18 +58,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 }
 
 async fn measure(node: &Arc<Node>, options: &Options) -> Result<()> {
-    let shim = shim()?;
-    println!(
-        "{} pods per handler, containerd {}, shim {} ({} KiB)",
-        options.pods,
-        version(node).await?,
-        if shim.ancestors().any(|at| at.ends_with("release") || at.ends_with("dist")) {
-            "release build"
-        } else {
-            "DEBUG build or given"
-        },
-        fs::metadata(&shim)?.len() / 1024
-    );
+    println!("{} pods per handler, {}", options.pods, versions(node).await?);
     let mut times = Times::new();
     // The first pod of each pays for the bridge, the caches and the code's pages.
     for &handler in &options.handlers {
@@ -93,9 +82,18 @@ async fn measure(node: &Arc<Node>, options: &Options) -> Result<()> {
     Ok(())
 }
 
-async fn version(node: &Node) -> Result<String> {
+/// Of containerd and of the shim, as far as they matter for figures.
+pub async fn versions(node: &Node) -> Result<String> {
+    let shim = shim()?;
     let request = k8s_cri::v1::VersionRequest { version: String::new() };
-    Ok(node.cri().version(request).await?.into_inner().runtime_version)
+    let containerd = node.cri().version(request).await?.into_inner().runtime_version;
+    let build = if shim.ancestors().any(|at| at.ends_with("release") || at.ends_with("dist")) {
+        "release build"
+    } else {
+        "DEBUG build or given"
+    };
+    let size = fs::metadata(&shim)?.len() / 1024;
+    Ok(format!("containerd {containerd}, shim {build} ({size} KiB)"))
 }
 
 fn pod_spec(node: &Arc<Node>, handler: Handler, options: &Options) -> PodSpec {

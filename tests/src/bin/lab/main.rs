@@ -8,6 +8,7 @@ mod cri;
 mod demo;
 mod fresh;
 mod smoke;
+mod soak;
 mod up;
 
 use std::ffi::OsString;
@@ -71,6 +72,8 @@ enum Command {
     },
     /// Mooring beside containerd's own sandboxes, alternating in one run.
     Bench(bench::Options),
+    /// Random pods, execs and faults for a long time, and whether anything grows.
+    Soak(soak::Options),
     /// What the containerd that is up has left of its pods; or, with an option, what this machine has that bears
     /// Mooring's marks.
     Audit(audit::Options),
@@ -103,6 +106,7 @@ fn main() -> ExitCode {
         }
         Command::Smoke { handler } => smoke::run(dir, handler),
         Command::Bench(options) => bench::run(&options),
+        Command::Soak(options) => soak::run(&options),
         Command::Audit(options) => audit::run(dir, &options),
         Command::Fresh { targets } => fresh::run(&targets),
     };
