@@ -7,6 +7,7 @@
 #   make demo      one pod's life, from RunPodSandbox to nothing left behind
 #   make test-vm   the end-to-end tests on emulated machines, e.g. VM="runc crun" FILTER=cri_io,::a_shim_killed; FILTER=all
 #   make bench     Mooring beside containerd's own sandboxes, side by side in one run
+#   make soak      random pods, execs and faults for TIME=30m: nothing may grow; SOAK="--seed 7" and other options of "lab soak"
 #   make lab       a private containerd to play with (lab-stop ends it)
 #   make fresh     demo and test in a bare Debian root made for it; FRESH="demo" for one of them
 #
@@ -29,7 +30,7 @@ RUN_LAB := MOORING_SHIM=$(DIST)/$(SHIM) $(DEBUG)/lab --dir $(LAB)
 FRESH ?= demo test
 
 .DEFAULT_GOAL := build
-.PHONY: build install lint test test-unit test-e2e test-vm test-build demo bench clean machine
+.PHONY: build install lint test test-unit test-e2e test-vm test-build demo bench soak clean machine
 .PHONY: deps deps-versions lab lab-stop lab-smoke fresh
 
 # What a build needs of the machine: a linker and protoc.
@@ -90,6 +91,13 @@ demo: deps build test-build
 # Release against release: the client's own time is part of every figure.
 bench: deps build
 	MOORING_SHIM=$(DIST)/$(SHIM) $(CARGO) run --release --locked -p mooring-e2e --bin lab -- bench $(BENCH)
+
+# The release, for its memory is judged; what it finds lies in target/soak.
+TIME ?= 30m
+soak: deps build
+	@mkdir -p target/soak
+	MOORING_SHIM=$(DIST)/$(SHIM) $(CARGO) run --release --locked -p mooring-e2e --bin lab -- soak --time $(TIME) \
+	  --json target/soak/soak.json --markdown target/soak/soak.md --chart target/soak/soak.svg --log target/soak/soak.log $(SOAK)
 
 lab: deps build test-build
 	@$(RUN_LAB) up
