@@ -109,6 +109,7 @@ fn set_up_and_serve(
         detach::enter_cgroup(cgroup)
             .map_err(|source| Error::Cgroup { path: cgroup.clone(), source })?;
     }
+    detach::schedule_core().map_err(io("enable core scheduling, which SCHED_CORE asks for"))?;
     let record = StateRecord::write(&launch, options.shim())?;
     if let Err(error) = watchdog::start(fields) {
         log::warn!("nobody watches whether this shim hangs: {error}");

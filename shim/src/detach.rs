@@ -1,7 +1,7 @@
 //! What makes a forked process a daemon: a session, standard streams, a name and a place of its own.
 
 use std::{
-    fs, io,
+    env, fs, io,
     os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
 };
 
@@ -10,6 +10,7 @@ use nix::{
     sys::{prctl, signal::SigSet},
     unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, getppid, setsid},
 };
+use rustix::thread::{CoreSchedulingScope, create_core_scheduling_cookie};
 
 /// The score that makes the kernel choose a process first when memory is short.
 const WORST_SCORE: i32 = 1000;
@@ -79,6 +80,16 @@ pub fn oom_score_of_parent() -> Option<i32> {
 pub fn set_oom_score(parent: i32) -> io::Result<()> {
     let score = parent.saturating_add(1).min(WORST_SCORE);
     fs::write("/proc/self/oom_score_adj", score.to_string())
+}
+
+/// With `SCHED_CORE` in the environment (containerd's shim manager has it where its `env` names it), no hardware thread
+/// runs this process or what it starts beside strangers: a core scheduling cookie of their own, see prctl(2).
+pub fn schedule_core() -> io::Result<()> {
+    if env::var_os("SCHED_CORE").is_none_or(|value| value.is_empty()) {
+        return Ok(());
+    }
+    let own = rustix::process::getpid();
+    Ok(create_core_scheduling_cookie(own, CoreSchedulingScope::ThreadGroup)?)
 }
 
 /// Moves this process into the control group `path`, which is made where it does not exist.

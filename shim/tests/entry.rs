@@ -31,6 +31,8 @@ use nix::{
     unistd::Pid,
 };
 
+use rustix::thread::{CoreSchedulingScope, core_scheduling_cookie};
+
 const SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-mooring-v1");
 
 /// A bundle, and a folder for sockets, both gone once neither this nor a daemon needs them.
@@ -71,11 +73,18 @@ impl Bundle {
     }
 
     fn start_with(&self, input: &[u8]) -> Output {
-        self.begin_start(input).wait_with_output().unwrap()
+        Self::begin(&mut self.command(), input).wait_with_output().unwrap()
     }
 
-    fn begin_start(&self, input: &[u8]) -> Child {
-        let mut child = Command::new(SHIM)
+    fn start_in(&self, variable: &str, value: &str) -> Output {
+        let mut command = self.command();
+        let child = Self::begin(command.env(variable, value), &self.params(None));
+        child.wait_with_output().unwrap()
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(SHIM);
+        command
             .args(["-namespace", "entry-test", "-publish-binary", "containerd"])
             .arg("-address")
             .arg(self.folder.path().join("grpc"))
@@ -84,9 +93,12 @@ impl Bundle {
             .env("MOORING_CONFIG", self.folder.path().join("config.toml"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        command
+    }
+
+    fn begin(command: &mut Command, input: &[u8]) -> Child {
+        let mut child = command.spawn().unwrap();
         child.stdin.take().unwrap().write_all(input).unwrap();
         child
     }
@@ -339,6 +351,27 @@ fn a_start_that_fails_says_why_and_leaves_nothing() {
     assert!(is_empty(&bundle.sockets()));
 }
 
+/// Where the kernel has core scheduling and the processor several threads a core, the daemon gets a cookie; elsewhere
+/// nothing runs without what was asked for.
+#[test]
+fn core_scheduling_is_what_the_environment_asks_for() {
+    let bundle = Bundle::new("cookie");
+    let cookie = |pid| core_scheduling_cookie(pid, CoreSchedulingScope::ThreadGroup);
+    let output = bundle.start_in("SCHED_CORE", "1");
+    if cookie(rustix::process::getpid()).is_err() {
+        let complaint = String::from_utf8(output.stderr).unwrap();
+        assert!(complaint.contains("core scheduling, which SCHED_CORE asks for"), "{complaint}");
+        assert!(is_empty(&bundle.sockets()) && is_empty(&bundle.state()));
+    } else {
+        let daemon = bundle.start();
+        let pid = rustix::process::Pid::from_raw(daemon.pid.as_raw()).unwrap();
+        assert_ne!(cookie(pid).unwrap(), 0);
+    }
+    let plain = Bundle::new("plain");
+    assert!(plain.start_in("SCHED_CORE", "").status.success());
+    drop(plain.start());
+}
+
 /// containerd kills `start` when its client loses patience, and learns neither the socket nor that there is a daemon.
 #[test]
 fn a_daemon_whose_start_was_killed_ends_and_leaves_nothing() {
@@ -348,7 +381,7 @@ fn a_daemon_whose_start_was_killed_ends_and_leaves_nothing() {
     // Whoever finishes for an earlier shim of the name holds the daemon up.
     let lock = fs::File::create(state.join("lock")).unwrap();
     let lock = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
-    let mut start = bundle.begin_start(&bundle.params(None));
+    let mut start = Bundle::begin(&mut bundle.command(), &bundle.params(None));
     let within = |limit: u64, so: &dyn Fn() -> bool| {
         let end = Instant::now() + Duration::from_secs(limit);
         while !so() {

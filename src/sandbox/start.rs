@@ -133,8 +133,15 @@ impl Sandbox {
                 group.set_shares(2)?;
                 cgroup::pod::join(&group, pid)?;
             }
-            if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "-998") {
-                log::warn!("sandbox {id}: set oom_score_adj of the holder: {error}");
+            match std::fs::write(format!("/proc/{pid}/oom_score_adj"), "-998") {
+                // Without CAP_SYS_RESOURCE on the node (kind, a rootless containerd) nobody may, and every pod would say so.
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                    log::debug!("sandbox {id}: set oom_score_adj of the holder: {error}");
+                }
+                Err(error) => {
+                    log::warn!("sandbox {id}: set oom_score_adj of the holder: {error}");
+                }
+                Ok(()) => {}
             }
             Ok(())
         })

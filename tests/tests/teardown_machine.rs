@@ -214,13 +214,17 @@ fn freezer_of(pid: u32) -> Result<(PathBuf, &'static str, PathBuf, &'static str)
 
 async fn freeze(pid: u32) -> Result<()> {
     let (order, word, state, wanted) = freezer_of(pid)?;
-    let frozen = || {
-        // The older freezer may miss a process that is just being made; it wants to be told again then.
-        fs::write(&order, word).is_ok()
-            && fs::read_to_string(&state)
-                .is_ok_and(|state| state.lines().any(|line| line == wanted))
-    };
-    until(Duration::from_secs(5), "it does not freeze", frozen).await
+    let is_frozen =
+        || fs::read_to_string(&state).is_ok_and(|text| text.lines().any(|line| line == wanted));
+    // The older freezer may miss a process for good, and has to begin anew then.
+    for _ in 0..20 {
+        let _ = fs::write(&order, if word == "FROZEN" { "THAWED" } else { word });
+        fs::write(&order, word)?;
+        if until(Duration::from_millis(300), "not yet", is_frozen).await.is_ok() {
+            return Ok(());
+        }
+    }
+    bail!("it does not freeze")
 }
 
 /// Frozen behind everybody's back: no signal reaches it until somebody thaws it.
