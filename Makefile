@@ -6,6 +6,7 @@
 #   make test      unit tests, end-to-end tests against a private containerd, the cgroup v2 machines
 #   make demo      one pod's life, from RunPodSandbox to nothing left behind
 #   make test-vm   the end-to-end tests on emulated machines, e.g. VM="runc crun" FILTER=cri_io,::a_shim_killed; FILTER=all
+#   make fuzz      TIME=10m of each fuzz target, or of TARGET="journal options" (docs/fuzzing.md)
 #   make bench     Mooring beside containerd's own sandboxes, side by side in one run
 #   make soak      random pods, execs and faults for TIME=30m: nothing may grow; SOAK="--seed 7" and other options of "lab soak"
 #   make lab       a private containerd to play with (lab-stop ends it)
@@ -30,7 +31,7 @@ RUN_LAB := MOORING_SHIM=$(DIST)/$(SHIM) $(DEBUG)/lab --dir $(LAB)
 FRESH ?= demo test
 
 .DEFAULT_GOAL := build
-.PHONY: build install lint test test-unit test-e2e test-vm test-build demo bench soak clean machine
+.PHONY: build install lint test test-unit test-e2e test-vm test-build demo bench soak fuzz clean machine
 .PHONY: deps deps-versions lab lab-stop lab-smoke fresh
 
 # What a build needs of the machine: a linker and protoc.
@@ -84,6 +85,10 @@ test-vm: deps build test-build
 	tools/deps-vm.sh
 	MOORING_SHIM=$(DEBUG)/$(SHIM) $(DEBUG)/vm --release $(DIST) \
 	  $(if $(FILTER),$(if $(filter all,$(FILTER)),,--only '$(FILTER)'),--core) $(VM)
+
+# What Mooring reads of others, under arbitrary input; exits non-zero on a finding.
+fuzz: machine
+	tools/fuzz.sh $(or $(TIME),1m) $(TARGET)
 
 demo: deps build test-build
 	@$(RUN_LAB) demo $(DEMO)

@@ -158,7 +158,8 @@ async fn serve(
     let ending = Arc::new(Ending::default());
     let socket = launch.socket.clone();
     let own_bundle = launch.bundle.clone();
-    let services = services::Services::new(launch, options, reaper, &publisher, &ending);
+    let parties = services::Parties::of(&launch, reaper, &publisher);
+    let services = services::Services::new(launch, options, parties, &ending);
 
     listener.set_nonblocking(true).map_err(io("prepare the socket"))?;
     let listener = tokio::net::UnixListener::from_std(listener).map_err(io("take the socket"))?;

@@ -181,7 +181,7 @@ fn answer(socket: &Path, bootstrap: bool) -> Result<Vec<u8>, Error> {
 }
 
 /// The sandbox that this bundle's container belongs to, where containerd has noted one.
-fn sandbox_of(bundle: &Path) -> Result<Option<Id>, Error> {
+pub fn sandbox_of(bundle: &Path) -> Result<Option<Id>, Error> {
     let path = bundle.join("sandbox");
     let Some(text) = read_if_there(&path)? else { return Ok(None) };
     let place = path.display().to_string();
@@ -191,7 +191,7 @@ fn sandbox_of(bundle: &Path) -> Result<Option<Id>, Error> {
 }
 
 /// The group of containers that share one shim, as the annotations of the bundle's spec have it.
-fn group_of(bundle: &Path) -> Result<Option<Id>, Error> {
+pub fn group_of(bundle: &Path) -> Result<Option<Id>, Error> {
     #[derive(serde::Deserialize)]
     struct Spec {
         #[serde(default)]

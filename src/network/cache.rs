@@ -22,6 +22,8 @@ use super::{
 use crate::{released::Released, sys::replace};
 
 const KIND: &str = "cniCacheV1";
+/// The longest name of a file, in bytes, less what the name of its draft has more.
+const LONGEST: usize = 255 - "..new".len();
 
 /// Why a cached result cannot be used.
 #[derive(Debug, Error)]
@@ -139,6 +141,11 @@ impl Slot {
         read().map_err(|problem| self.error(problem))
     }
 
+    /// Whether a result can be kept here: names may be too long for a file's.
+    pub(super) fn fits(&self) -> bool {
+        self.path.file_name().is_some_and(|name| name.len() <= LONGEST)
+    }
+
     /// Keeps the result. A reader sees the old file or the new one, never a part.
     pub(super) fn store(&self, attachment: &CachedAttachment) -> Result<(), Error> {
         write(&self.path, attachment).map_err(|problem| self.error(problem))
@@ -147,7 +154,7 @@ impl Slot {
     pub(super) fn remove(&self) -> Result<Released, Error> {
         match fs::remove_file(&self.path) {
             Ok(()) => Ok(Released::Done),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Released::AlreadyGone),
+            Err(error) if is_absent(&error) => Ok(Released::AlreadyGone),
             Err(error) => Err(self.error(error.into())),
         }
     }
@@ -164,10 +171,15 @@ impl Slot {
     }
 }
 
+/// Whether there is no such file, nor can be: a name may be longer than a file's.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename)
+}
+
 fn read(path: &Path) -> Result<Option<CachedAttachment>, CacheProblem> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if is_absent(&error) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
     let file: File = serde_json::from_slice(&bytes)?;

@@ -17,6 +17,8 @@ use crate::process::{self, Failure, Output, Reaper};
 
 /// The most of a plugin's output that goes into an error message, in bytes.
 const EXCERPT: usize = 512;
+/// The most of a plugin's own message, and of its details, in bytes.
+const LONGEST: usize = 4096;
 /// For a shim that was started without one.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -111,10 +113,12 @@ struct Reported {
     details: String,
 }
 
-fn understand(operation: Operation, output: &Output) -> Result<Option<Value>, PluginError> {
+/// What a plugin that has ended says by its output.
+pub fn understand(operation: Operation, output: &Output) -> Result<Option<Value>, PluginError> {
     let printed = output.stdout.trim_ascii();
     if output.exit.status != 0 {
         if let Ok(Reported { code, msg, details }) = serde_json::from_slice(printed) {
+            let (msg, details) = (cut(msg), cut(details));
             return Err(PluginError::Reported { code, msg, details });
         }
         let said = output.stderr.trim_ascii();
@@ -131,6 +135,12 @@ fn understand(operation: Operation, output: &Output) -> Result<Option<Value>, Pl
         Ok(_) => Err(garbage("no object".to_owned())),
         Err(error) => Err(garbage(error.to_string())),
     }
+}
+
+/// What a plugin says of its error, as far as an answer to a client can hold it.
+fn cut(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(LONGEST));
+    text
 }
 
 fn head(bytes: &[u8]) -> String {

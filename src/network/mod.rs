@@ -26,7 +26,7 @@ pub use attachment::{add, attach, detach};
 pub use cache::{CacheProblem, CachedAttachment, cached_attachments};
 pub use conf::{ConfProblem, NetworkList, load};
 pub use error::Error;
-pub use exec::ExecPlugins;
+pub use exec::{ExecPlugins, understand};
 pub use gc::{GcReport, gc};
 pub use observer::{CniObserver, Observed};
 pub use plugin::{Call, CniPlugins, Operation, PluginError, Target};

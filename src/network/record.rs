@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Error, Settings,
+    cache::Slot,
     conf::{self, NetworkList, is_name},
 };
 
@@ -90,7 +91,14 @@ pub fn plan(settings: &Settings, request: AttachRequest) -> Result<AttachmentRec
         .iter()
         .enumerate()
         .map(|(index, list)| network_record(list, settings.ifname_of(index)))
-        .collect::<Result<_, _>>()?;
+        .collect::<Result<Vec<_>, _>>()?;
+    for network in &networks {
+        // The result of an ADD must find room before it runs.
+        let slot = Slot::new(&settings.cache_dir, &network.name, &container_id, &network.ifname)?;
+        if !slot.fits() {
+            return Err(Error::Invalid { what: "network name", value: network.name.clone() });
+        }
+    }
     Ok(AttachmentRecord {
         container_id,
         netns,
@@ -161,6 +169,24 @@ mod tests {
         };
         let error = plan(&Settings::default(), request).unwrap_err();
         assert!(matches!(error, Error::Invalid { what: "argument", .. }), "{error}");
+    }
+
+    #[test]
+    fn a_network_whose_result_would_find_no_room_is_refused_before_its_add() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = Settings { conf_dir: folder.path().to_owned(), ..Settings::default() };
+        let planned = |length: usize| {
+            let name = "n".repeat(length);
+            let list = format!(
+                r#"{{"cniVersion": "1.0.0", "name": "{name}", "plugins": [{{"type": "a"}}]}}"#
+            );
+            std::fs::write(folder.path().join("a.conflist"), list).unwrap();
+            let container_id = "c".repeat(64);
+            plan(&settings, AttachRequest { container_id, ..AttachRequest::default() })
+        };
+        assert!(planned(180).is_ok());
+        let error = planned(181).unwrap_err();
+        assert!(matches!(error, Error::Invalid { what: "network name", .. }), "{error}");
     }
 
     #[test]

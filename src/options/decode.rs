@@ -5,7 +5,7 @@ use std::path::Path;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
-use super::{Error, layer::Layer};
+use super::{Error, layer::Layer, text};
 
 /// The options of runc's shim; every client may send them.
 const RUNC: &str = "containerd.runc.v1.Options";
@@ -88,8 +88,7 @@ fn from_file(path: &Path) -> Result<Layer, Error> {
         let reason = format!("{} is not an absolute path", path.display());
         return Err(Error::Value { key: "ConfigPath", place: PLACE.into(), reason });
     }
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| Error::Read { path: path.into(), source })?;
+    let text = text::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
     Layer::parse(&text, &path.display().to_string())
 }
 

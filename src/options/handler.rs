@@ -24,7 +24,8 @@ impl HandlerOptions {
         Self::load_from(&node_file(), profile, given)
     }
 
-    fn load_from(
+    /// The same, with the node's configuration in `file`.
+    pub fn load_from(
         file: &Path,
         profile: Option<&Profile>,
         given: Option<AnyValue>,

@@ -12,6 +12,7 @@ mod handler;
 mod keys;
 mod layer;
 mod profile;
+mod text;
 mod time;
 mod value;
 
@@ -132,7 +133,7 @@ impl Options {
     }
 
     fn of_node(file: &Path, profile: Option<&Profile>) -> Result<(Self, Vec<String>), Error> {
-        let text = match std::fs::read_to_string(file) {
+        let text = match text::read(file) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(source) => return Err(Error::Read { path: file.into(), source }),

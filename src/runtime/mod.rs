@@ -15,6 +15,7 @@ mod tests;
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -104,6 +105,9 @@ impl Coded for Error {
         }
     }
 }
+
+/// Gives the OCI runtime that is called as settings say.
+pub type Runtimes = dyn Fn(RuntimeSettings) -> Arc<dyn OciRuntime> + Send + Sync;
 
 /// What is asked of an OCI runtime, in its own words. Calls end when their future is dropped, and fail with
 /// [`Error::Late`] when they take longer than [`RuntimeSettings::timeout`].

@@ -9,7 +9,7 @@ mod create;
 pub mod daemon_record;
 mod door;
 mod error;
-mod namespaces;
+pub mod namespaces;
 mod owner;
 mod pod_spec;
 mod prepare;

@@ -59,7 +59,7 @@ impl Sandbox {
 
 /// Refuses a specification that names a namespace of the node's which the pod did not ask for, or one that cannot be
 /// looked at. Blocks.
-pub(super) fn check(document: &Value, config: &PodConfig) -> Result<(), Error> {
+pub fn check(document: &Value, config: &PodConfig) -> Result<(), Error> {
     for one in wanted(document)? {
         let Some(path) = &one.path else { continue };
         if !path.is_absolute() {

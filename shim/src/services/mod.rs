@@ -13,16 +13,17 @@ use containerd_shim_protos::{
     sandbox_async::create_sandbox, shim_async::create_task, ttrpc::asynchronous::Service,
 };
 use mooring::{
-    containerd::Grpc,
+    containerd::{Containerd, Grpc},
     keeper::HolderProgram,
-    network::ExecPlugins,
+    network::{CniPlugins, ExecPlugins},
     options::HandlerOptions,
     process::Reaper,
+    runtime::{Runc, Runtimes},
     sandbox::{Environment, Sandbox},
 };
 use tokio::sync::Notify;
 
-use crate::{launch::Launch, publisher::Publisher, task::Tasks};
+use crate::{events::Events, launch::Launch, publisher::Publisher, task::Tasks};
 
 pub use listener::{Incoming, LastAnswer};
 
@@ -77,6 +78,33 @@ where
     }
 }
 
+/// Whom the services deal with, beside the client that calls them.
+pub struct Parties {
+    pub containerd: Arc<dyn Containerd>,
+    pub plugins: Arc<dyn CniPlugins>,
+    pub runtimes: Arc<Runtimes>,
+    pub events: Arc<dyn Events>,
+    pub reaper: Reaper,
+    pub holder: HolderProgram,
+}
+
+impl Parties {
+    /// Those of a shim: the containerd that started it, and programs of this node.
+    pub fn of(launch: &Launch, reaper: Reaper, publisher: &Publisher) -> Self {
+        let containerd =
+            Grpc::new(&launch.grpc_address.to_string_lossy(), launch.namespace.clone());
+        let programs = reaper.clone();
+        Self {
+            containerd: Arc::new(containerd),
+            plugins: Arc::new(ExecPlugins::new(reaper.clone())),
+            runtimes: Arc::new(move |settings| Arc::new(Runc::new(settings, programs.clone()))),
+            events: Arc::new(publisher.clone()),
+            reaper,
+            holder: HolderProgram(HOLDER),
+        }
+    }
+}
+
 /// All services of this process.
 #[derive(Clone)]
 pub struct Services {
@@ -89,25 +117,26 @@ impl Services {
     pub fn new(
         launch: Launch,
         options: HandlerOptions,
-        reaper: Reaper,
-        publisher: &Publisher,
+        parties: Parties,
         ending: &Arc<Ending>,
     ) -> Self {
         let Launch { namespace, id, grpc_address, bootstrap, .. } = launch;
+        let Parties { containerd, plugins, runtimes, events, reaper, holder } = parties;
         let sandbox = Sandbox::new(Environment {
             namespace: namespace.clone(),
             id,
-            containerd: Arc::new(Grpc::new(&grpc_address.to_string_lossy(), namespace.clone())),
+            containerd,
             grpc_address,
             options: options.shim().clone(),
             reaper: reaper.clone(),
-            plugins: Arc::new(ExecPlugins::new(reaper.clone())),
-            holder: HolderProgram(HOLDER),
+            plugins,
+            holder,
         });
         let tasks = Tasks::new(
             namespace.to_string(),
-            Arc::new(publisher.clone()),
+            events,
             Arc::new(pod::PodOfTasks(Arc::clone(&sandbox))),
+            runtimes,
             reaper,
             options.shim().run_root.clone(),
         );

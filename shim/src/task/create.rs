@@ -9,7 +9,7 @@ use mooring::{
     container::{Acquisition, Record},
     failpoint,
     process::Exited,
-    runtime::{Create, OciRuntime, Runc},
+    runtime::{Create, OciRuntime},
 };
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -77,8 +77,7 @@ async fn build(
     }
     acquisition.mount(request.rootfs.clone(), spec::user_namespace_owner(spec)).await?;
     failpoint::pass("task-create-mounted");
-    let runtime: Arc<dyn OciRuntime> =
-        Arc::new(Runc::new(request.runtime.clone(), parties.reaper.clone()));
+    let runtime = (parties.runtimes)(request.runtime.clone());
     let (init, exited, io) = run(parties, request, spec, &*runtime).await?;
     failpoint::pass("task-create-created");
     acquisition.created(init.pid, &exited)?;

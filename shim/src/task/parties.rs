@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use mooring::{id::Id, process::Reaper};
+use mooring::{id::Id, process::Reaper, runtime::Runtimes};
 
 use super::Pod;
 use crate::events::Events;
@@ -16,6 +16,7 @@ pub(super) struct Parties {
     pub(super) namespace: String,
     pub(super) events: Arc<dyn Events>,
     pub(super) pod: Arc<dyn Pod>,
+    pub(super) runtimes: Arc<Runtimes>,
     pub(super) reaper: Reaper,
     /// Where terminals arrive; a short path.
     pub(super) run_dir: PathBuf,

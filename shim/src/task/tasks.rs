@@ -7,7 +7,7 @@ use std::{
 };
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use mooring::{id::Id, process::Reaper};
+use mooring::{id::Id, process::Reaper, runtime::Runtimes};
 use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
@@ -60,10 +60,11 @@ impl Tasks {
         namespace: String,
         events: Arc<dyn Events>,
         pod: Arc<dyn Pod>,
+        runtimes: Arc<Runtimes>,
         reaper: Reaper,
         run_dir: PathBuf,
     ) -> Self {
-        let parties = Parties { namespace, events, pod, reaper, run_dir };
+        let parties = Parties { namespace, events, pod, runtimes, reaper, run_dir };
         Self(Arc::new(Inner { parties, slots: Mutex::default() }))
     }
 

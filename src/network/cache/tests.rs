@@ -56,6 +56,16 @@ fn what_is_stored_is_loaded_and_removed_once() {
 }
 
 #[test]
+fn where_no_file_can_be_there_is_no_result_to_load_or_to_remove() {
+    let dir = tempfile::tempdir().unwrap();
+    let slot = Slot::new(dir.path(), &"n".repeat(250), "pod1", "eth0").unwrap();
+    fs::create_dir(dir.path().join("results")).unwrap();
+    assert!(!slot.fits());
+    assert_eq!(slot.load().unwrap(), None);
+    assert_eq!(slot.remove().unwrap(), Released::AlreadyGone);
+}
+
+#[test]
 fn a_file_about_another_attachment_is_not_taken() {
     let dir = tempfile::tempdir().unwrap();
     // Both are called "node-a-b-eth0".

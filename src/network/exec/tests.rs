@@ -112,6 +112,18 @@ async fn an_error_object_keeps_code_message_and_details() {
     assert_eq!(error.to_string(), "later (CNI code 11): why");
 }
 
+#[test]
+fn an_error_is_no_longer_than_an_answer_can_hold() {
+    let text = "é".repeat(1 << 20);
+    let output = Output {
+        exit: process::Exit { pid: 1, status: 1, at: std::time::SystemTime::now() },
+        stdout: json!({"code": 7, "msg": text, "details": text}).to_string().into_bytes(),
+        stderr: Vec::new(),
+    };
+    let error = understand(Operation::Del, &output).unwrap_err().to_string();
+    assert!(error.starts_with('é') && error.len() < 9000, "{} bytes", error.len());
+}
+
 #[tokio::test]
 async fn a_failure_without_error_object_tells_its_status_and_complaint() {
     let error = Script::new(Operation::Del, "echo oh no >&2; exit 3").run().await.unwrap_err();

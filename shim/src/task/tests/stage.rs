@@ -20,7 +20,7 @@ use mooring::{
     cgroup::{Cgroup, Hierarchies},
     id::Id,
     process::Reaper,
-    runtime::RuntimeSettings,
+    runtime::{Runc, RuntimeSettings},
 };
 use serde_json::{Value, json};
 
@@ -126,11 +126,14 @@ impl Stage {
             ..RuntimeSettings::default()
         };
         let events = Arc::new(Published::default());
+        let reaper = Reaper::start().unwrap();
+        let programs = reaper.clone();
         let tasks = Tasks::new(
             "test".into(),
             Arc::clone(&events) as Arc<dyn Events>,
             Arc::new(NoPod { tasks_dir: folder.path().join("tasks") }),
-            Reaper::start().unwrap(),
+            Arc::new(move |settings| Arc::new(Runc::new(settings, programs.clone()))),
+            reaper,
             folder.path().join("run"),
         );
         let stage = Self { id: Id::new(name).unwrap(), folder, tasks, events, settings, group };

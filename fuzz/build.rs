@@ -1,0 +1,6 @@
+//! Names the condition that cargo-fuzz sets.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rustc-check-cfg=cfg(fuzzing)");
+}

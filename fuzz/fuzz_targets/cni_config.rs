@@ -1,0 +1,3 @@
+#![cfg_attr(fuzzing, no_main)]
+
+mooring_fuzz::target!(cni_config);
