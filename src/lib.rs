@@ -10,6 +10,7 @@ pub mod containerd;
 pub mod error;
 pub mod failpoint;
 pub mod id;
+mod interleave;
 pub mod keeper;
 pub mod mounts;
 pub mod network;

@@ -20,7 +20,6 @@ use mooring::{
         daemon_record::{self, DaemonRecord, RecordError},
         state_dir,
     },
-    teardown::journal,
 };
 use thiserror::Error;
 use tokio::{
@@ -241,10 +240,7 @@ impl StateRecord {
     /// Removes it, with whatever is left in the state folder. Another shim of this name may have come already; what
     /// is that one's stays. Blocks.
     fn remove(&self) {
-        let removed = journal::lock(&self.state_dir, LAST_LOCK).and_then(|lock| match lock {
-            Some(lock) => daemon_record::remove_folder(&self.state_dir, Some(&self.record), &lock),
-            None => Ok(()),
-        });
+        let removed = self.record.withdraw(&self.state_dir, LAST_LOCK);
         if let Err(error) = removed {
             log::warn!("{error}");
         }

@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use crate::released::Released;
+use crate::{interleave::point, released::Released};
 
 const HOSTS: &str = "hosts";
 const RESOLV_CONF: &str = "resolv.conf";
@@ -124,18 +124,25 @@ fn acquire_from(dir: &Path, request: &FilesRequest, node: &Path) -> Result<Files
 /// through it from inside the user namespace. What is in it may be open to all users of the pod, and is for no other of
 /// the node's.
 fn make_private(dir: &Path, group: Option<u32>) -> Result<(), Error> {
-    if let Some(parent) = dir.parent() {
-        // For pods of many groups: may be passed through, not listed.
-        let made = DirBuilder::new().recursive(true).mode(0o711).create(parent);
-        made.map_err(|error| Error::at("make", parent, error))?;
-    }
-    match DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(Error::at("make", dir, error));
+    loop {
+        if let Some(parent) = dir.parent() {
+            point("make the namespace's folder");
+            // For pods of many groups: may be passed through, not listed.
+            let made = DirBuilder::new().recursive(true).mode(0o711).create(parent);
+            made.map_err(|error| Error::at("make", parent, error))?;
         }
-        // One that was left behind may have had other rights.
-        _ => {}
+        point("make the pod's folder");
+        match DirBuilder::new().mode(0o700).create(dir) {
+            // The namespace's folder has just gone with another pod, its last.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::at("make", dir, error));
+            }
+            // One that was left behind may have had other rights.
+            _ => break,
+        }
     }
+    point("own the pod's folder");
     let owned = std::os::unix::fs::lchown(dir, Some(0), Some(group.unwrap_or(0)));
     owned.map_err(|error| Error::at("change the owner of", dir, error))?;
     let mode = if group.is_some() { 0o710 } else { 0o700 };
@@ -153,6 +160,7 @@ fn nodes_own(node: &Path, name: &str) -> Result<Vec<u8>, Error> {
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    point("write a file of the pod's");
     fs::write(path, bytes)
         // Whatever the umask: every user of a container reads them.
         .and_then(|()| fs::set_permissions(path, Permissions::from_mode(0o644)))
@@ -163,6 +171,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 pub fn release(record: &FilesRecord) -> Result<Released, Error> {
     let mut released = Released::AlreadyGone;
     for path in [record.hosts(), record.resolv_conf(), record.hostname()] {
+        point("remove a file of the pod's");
         match fs::remove_file(&path) {
             Ok(()) => released = Released::Done,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -175,6 +184,7 @@ pub fn release(record: &FilesRecord) -> Result<Released, Error> {
 
 /// Removes a folder that others may still use; whoever is last removes it.
 pub(crate) fn remove_if_empty(dir: &Path) -> Result<(), Error> {
+    point("remove the pod's folder");
     match fs::remove_dir(dir) {
         Err(error)
             if !matches!(

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Mount, files::remove_if_empty, kernel::Kernel};
-use crate::released::Released;
+use crate::{interleave::point, released::Released};
 
 /// The size that a pod's shm has unless somebody says otherwise.
 pub const DEFAULT_SIZE: u64 = 64 << 20;
@@ -28,12 +28,14 @@ impl ShmRecord {
 /// Mounts a tmpfs of `size` bytes at `dir`/shm. Blocking, for a moment. May be repeated.
 pub fn acquire(kernel: &dyn Kernel, dir: &Path, size: u64) -> Result<ShmRecord, Error> {
     let record = ShmRecord::in_dir(dir);
+    point("make the folder of the shm");
     fs::create_dir_all(&record.path).map_err(|error| Error::at("make", &record.path, error))?;
     if kernel.is_mounted(&record.path)? {
         return Ok(record);
     }
     let size = format!("size={size}");
     let tmpfs = Mount::new("tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &size]);
+    point("mount the shm");
     kernel.mount_all(&[tmpfs], &record.path).inspect_err(|_| {
         // The mount's error is the one to hear.
         let _ = fs::remove_dir(&record.path);
@@ -43,7 +45,9 @@ pub fn acquire(kernel: &dyn Kernel, dir: &Path, size: u64) -> Result<ShmRecord, 
 
 /// Unmounts it and removes its folder. Blocking.
 pub fn release(kernel: &dyn Kernel, record: &ShmRecord) -> Result<Released, Error> {
+    point("unmount the shm");
     let unmounted = kernel.unmount_all(&record.path)?;
+    point("remove the folder of the shm");
     let removed = match fs::remove_dir(&record.path) {
         Ok(()) => Released::Done,
         Err(error) if error.kind() == io::ErrorKind::NotFound => Released::AlreadyGone,

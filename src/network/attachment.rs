@@ -1,7 +1,9 @@
 //! Attaching a pod to its networks and detaching it.
 //!
 //! What is owed follows from the record: an ADD that succeeded owes a DEL that succeeds; one that failed or was cut
-//! short owes the attempt. The cached result decides in doubt, because it is written when the ADD is whole.
+//! short owes the attempt. The cached result decides in doubt, because it is written when the ADD is whole. Without one
+//! nobody knows what an ADD reached that its process did not live to see the end of: then a plugin that has not done its
+//! DEL yet, and would, is no attempt that was made.
 
 use std::path::{Path, PathBuf};
 
@@ -22,6 +24,8 @@ use crate::released::Released;
 
 /// The longest that taking back a failed ADD may take where the settings do not limit a call.
 const ROLLBACK: Duration = Duration::from_mins(1);
+/// CNI's code for a condition that will pass.
+const TRY_AGAIN: u32 = 11;
 
 /// Attaches the pod: `lo`, STATUS, then ADD in the networks' order. What a failure leaves behind is taken back, with
 /// a time of its own; the record says what is owed still. Networks that are attached already are left as they are.
@@ -155,14 +159,15 @@ async fn del_network(
 ) -> Result<(), Error> {
     let (past, is_cached) = past_of(record, network).await?;
     let owed = match network.outcome {
-        Outcome::Added => true,
+        Outcome::Added => Owed::Success,
         // The process died after the ADD was whole and before the journal knew.
-        Outcome::Intended => is_cached,
-        Outcome::Failed | Outcome::Removed => false,
+        Outcome::Intended if is_cached => Owed::Success,
+        Outcome::Intended => Owed::Answer,
+        Outcome::Failed | Outcome::Removed => Owed::Attempt,
     };
     let runner = Runner { plugins, settings: &record.settings, deadline };
     let target = target_of(record, network, netns_open);
-    runner.del_each(&past, &target, !owed).await?;
+    runner.del_each(&past, &target, owed).await?;
     let slot = slot_of(record, network)?;
     blocking("forget the CNI result", move || slot.remove()).await??;
     Ok(())
@@ -181,7 +186,7 @@ pub(super) async fn del_cached(
     let netns = if netns::is_open(&netns) { netns } else { PathBuf::new() };
     let target = Target { container_id, netns, ifname, args };
     let runner = Runner { plugins, settings, deadline };
-    runner.del_each(&Past { list, capabilities, result }, &target, false).await?;
+    runner.del_each(&Past { list, capabilities, result }, &target, Owed::Success).await?;
     blocking("forget the CNI result", move || slot.remove()).await??;
     Ok(())
 }
@@ -206,6 +211,36 @@ async fn take_back(plugins: &dyn CniPlugins, record: &mut AttachmentRecord) {
             Err(error) => log::warn!("take back sandbox {}: {error}", record.container_id),
         }
     }
+}
+
+/// What has to come of a DEL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owed {
+    Success,
+    /// Success, or a complaint that will be the same the next time.
+    Answer,
+    /// Whatever comes of it.
+    Attempt,
+}
+
+impl Owed {
+    /// Whether a DEL that failed by `error` is done with.
+    fn is_met_by(self, error: &Error) -> bool {
+        match self {
+            Self::Success => false,
+            Self::Answer => !is_passing(error),
+            Self::Attempt => true,
+        }
+    }
+}
+
+/// Whether the next call may find the plugin in another mood: it says "try again later", or was not run to its end.
+fn is_passing(error: &Error) -> bool {
+    let Error::Plugin { source, .. } = error else { return false };
+    matches!(
+        **source,
+        PluginError::Reported { code: TRY_AGAIN, .. } | PluginError::Deadline | PluginError::Run(_)
+    )
 }
 
 /// What an earlier ADD was given, and what it gave.
@@ -280,8 +315,8 @@ impl Runner<'_> {
         })
     }
 
-    /// DEL of every plugin, in reverse. An attempt goes on after a failure and only logs it.
-    async fn del_each(&self, past: &Past, target: &Target, attempt: bool) -> Result<(), Error> {
+    /// DEL of every plugin, in reverse. Where what is owed is met by a failure it is only logged.
+    async fn del_each(&self, past: &Past, target: &Target, owed: Owed) -> Result<(), Error> {
         let Past { list, capabilities, result } = past;
         let previous = result.as_ref().filter(|_| list.speaks(WITH_CHECK));
         for plugin in list.plugins().iter().rev() {
@@ -289,7 +324,9 @@ impl Runner<'_> {
             let name = list.name();
             match self.call(Operation::Del, name, &plugin.kind, config, Some(target)).await {
                 Ok(_) => {}
-                Err(error) if attempt || is_gone(&error, &target.netns) => log::warn!("{error}"),
+                Err(error) if owed.is_met_by(&error) || is_gone(&error, &target.netns) => {
+                    log::warn!("{error}");
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -28,6 +28,7 @@ use super::netlink;
 use crate::{
     error::{Code, Coded},
     id::Id,
+    interleave::point,
     released::Released,
     sys::unmount,
 };
@@ -112,6 +113,7 @@ pub fn pin(path: &Path, netns: BorrowedFd<'_>) -> Result<NetnsRecord, Error> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).map_err(|error| failed("folder", path, error))?;
     }
+    point("make the file of the network namespace");
     let create = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -129,6 +131,7 @@ pub fn pin(path: &Path, netns: BorrowedFd<'_>) -> Result<NetnsRecord, Error> {
         Err(error) => return Err(failed("file", path, error)),
     }
     let source = format!("/proc/self/fd/{}", netns.as_raw_fd());
+    point("pin the network namespace");
     let bound = mount(Some(source.as_str()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>);
     if let Err(error) = bound {
         // Best effort: the failed mount is what the caller has to know.
@@ -142,7 +145,9 @@ pub fn pin(path: &Path, netns: BorrowedFd<'_>) -> Result<NetnsRecord, Error> {
 /// the async thread.
 pub fn release(record: &NetnsRecord) -> Result<Released, Error> {
     let path = &record.path;
+    point("unpin the network namespace");
     let released = unmount::all(path).map_err(|error| failed("unmount", path, error))?;
+    point("remove the file of the network namespace");
     match fs::remove_file(path) {
         Ok(()) => Ok(Released::Done),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(released),

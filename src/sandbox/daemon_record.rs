@@ -2,7 +2,6 @@
 
 use std::{
     fs, io,
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
+    interleave::point,
     sys::{
         boot::{self, BootId},
         identity::{self, Pinned},
@@ -64,20 +64,32 @@ impl DaemonRecord {
     /// whoever cleans up after an earlier shim of this name removes nothing of this one. Blocks, 10 s at most.
     pub fn save(&self, state_dir: &Path) -> Result<(), RecordError> {
         let failed = |source| RecordError::Io { folder: state_dir.to_owned(), source };
-        let _lock = loop {
-            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir);
-            made.map_err(failed)?;
-            // Nothing: removed again by whoever had the lock before.
-            if let Some(lock) = journal::lock(state_dir, EARLIER)? {
-                break lock;
-            }
-        };
+        let _lock = journal::make_and_lock(state_dir, EARLIER)?;
         let text = serde_json::to_vec(self).map_err(|error| failed(error.into()))?;
         replace::file(&state_dir.join(FILE), &text, 0o600, false).map_err(failed)
     }
 
+    /// Removes the record at the end of its shim, and the state folder with it, waiting for `patience` at most while
+    /// another process holds its lock. A journal stays, and everything where another shim of this name has come already.
+    /// Blocks.
+    pub fn withdraw(&self, state_dir: &Path, patience: Duration) -> Result<(), JournalError> {
+        let failed =
+            |source| JournalError::Io { action: "remove", path: state_dir.to_owned(), source };
+        let Some(lock) = journal::lock(state_dir, patience)? else { return Ok(()) };
+        match Self::load(state_dir).map_err(failed)? {
+            Some(other) if other != *self => Ok(()),
+            // Of an earlier sandbox that could not be finished: whoever comes next goes on from it.
+            Some(_) if journal::exists(state_dir) => {
+                fs::remove_file(state_dir.join(FILE)).map_err(failed)
+            }
+            None if journal::exists(state_dir) => Ok(()),
+            _ => journal::remove_folder(state_dir, &lock),
+        }
+    }
+
     /// The record in a state folder; nothing where there is none, or none that is understood.
     pub fn load(state_dir: &Path) -> io::Result<Option<Self>> {
+        point("read the shim's record");
         match fs::read(state_dir.join(FILE)) {
             Ok(text) => Ok(serde_json::from_slice(&text).ok()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -169,6 +181,28 @@ mod tests {
         right.kill().unwrap();
         assert_eq!(child.status(), 128 + 9);
     }
+
+    #[test]
+    fn a_shim_that_ends_takes_no_journal_with_it() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("ns/pod");
+        let own = DaemonRecord { pid: 1, start_time: 2, socket: None, boot: None };
+        let new = DaemonRecord { pid: 3, ..own.clone() };
+        let journal = folder.join("journal.json");
+        for (recorded, left) in [(&own, None), (&new, Some(new.clone()))] {
+            recorded.save(&folder).unwrap();
+            fs::write(&journal, "{}").unwrap();
+            own.withdraw(&folder, Duration::ZERO).unwrap();
+            assert!(journal.exists());
+            assert_eq!(DaemonRecord::load(&folder).unwrap(), left);
+        }
+        fs::remove_file(&journal).unwrap();
+        own.withdraw(&folder, Duration::ZERO).unwrap();
+        assert!(folder.exists(), "it is the new one's");
+        new.withdraw(&folder, Duration::ZERO).unwrap();
+        assert!(!root.path().join("ns").exists());
+    }
+
     #[test]
     fn what_is_removed_is_never_a_newer_shims() {
         let root = tempfile::tempdir().unwrap();

@@ -9,6 +9,8 @@ mod create;
 pub mod daemon_record;
 mod door;
 mod error;
+#[cfg(test)]
+mod model;
 pub mod namespaces;
 mod owner;
 mod pod_spec;

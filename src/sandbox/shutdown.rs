@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{Error, Sandbox, State, blocking};
-use crate::teardown::journal;
+use crate::{interleave::point, teardown::journal};
 
 /// How long a shutdown waits for a teardown that its client did not ask for.
 const STOP: Duration = Duration::from_mins(1);
@@ -40,9 +40,11 @@ impl Sandbox {
 
 /// Removes the folder of the pod's files, which the teardown has emptied, and its parent with the last of them.
 pub(super) fn remove_run_dir(run_dir: &std::path::Path) {
+    point("remove the pod's folder");
     // Whatever is still in one of them is somebody else's, or is removed with its own record.
     let _ = std::fs::remove_dir(run_dir);
     if let Some(parent) = run_dir.parent() {
+        point("remove the namespace's folder");
         let _ = std::fs::remove_dir(parent);
     }
 }

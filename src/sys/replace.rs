@@ -8,11 +8,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::interleave::point;
+
 /// Writes `text` to `path` by way of a hidden file beside it, which is gone afterwards whatever happens. A new file gets the permissions `mode`. `sync`: the new text outlives a power cut once this has
 /// returned. Blocks.
 pub fn file(path: &Path, text: &[u8], mode: u32, sync: bool) -> io::Result<()> {
     let draft = draft_of(path);
-    let replaced = write(&draft, text, mode, sync).and_then(|()| fs::rename(&draft, path));
+    let replaced = write(&draft, text, mode, sync).and_then(|()| {
+        point("rename the draft");
+        fs::rename(&draft, path)
+    });
     if let Err(error) = replaced {
         // It is of no use to anybody, and the disk may be full.
         let _ = fs::remove_file(&draft);
@@ -33,6 +38,7 @@ fn draft_of(path: &Path) -> PathBuf {
 
 fn write(draft: &Path, text: &[u8], mode: u32, sync: bool) -> io::Result<()> {
     let mut options = fs::OpenOptions::new();
+    point("write a draft");
     let mut file = options.write(true).create(true).truncate(true).mode(mode).open(draft)?;
     file.write_all(text)?;
     if sync {

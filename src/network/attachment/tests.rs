@@ -304,6 +304,18 @@ async fn after_a_crash_in_mid_add_del_is_an_attempt() {
 }
 
 #[tokio::test]
+async fn after_a_crash_in_mid_add_a_del_that_was_put_off_is_owed() {
+    let node = Node::with_one();
+    node.plugins.fail(Operation::Del, "portmap", &[Fault::Reported(11, "busy"), Fault::Hangs]);
+    tokio::time::pause();
+    for message in ["busy", "deadline"] {
+        let error = node.detach().await.unwrap_err().to_string();
+        assert!(error.contains("\"portmap\"") && error.contains(message), "{error}");
+    }
+    assert_eq!(node.detach().await.unwrap(), Released::Done);
+}
+
+#[tokio::test]
 async fn after_a_crash_behind_the_add_del_is_owed() {
     let mut node = Node::with_one();
     let stored = node.record.clone();

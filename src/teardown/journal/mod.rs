@@ -12,6 +12,6 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use folder::{FolderLock, exists, lock, remove, remove_folder, set_aside};
+pub use folder::{FolderLock, exists, lock, make_and_lock, remove, remove_folder, set_aside};
 pub use format::{About, Entry, Journal, JournalError, Stage, VERSION, read};
 pub use store::{Left, Store, open};

@@ -2,7 +2,6 @@
 
 use std::{
     fs, io,
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -10,10 +9,13 @@ use std::{
 
 use super::{
     super::plan::{Journaled, Step},
-    folder::{FolderLock, lock},
+    folder::{FolderLock, lock, make_and_lock},
     format::{About, Entry, FILE, Journal, JournalError, Stage, read},
 };
-use crate::{failpoint, id::Id, sys::replace};
+use crate::{failpoint, id::Id, interleave::point, sys::replace};
+
+/// How long the journal of a new sandbox waits for whoever still removes what is left of an earlier one of its name.
+const EARLIER: Duration = Duration::from_secs(10);
 
 /// An open journal, the only one that writes it: the folder's lock is held as long as this lives.
 ///
@@ -48,6 +50,7 @@ pub enum Left<R> {
 /// Looks into a state folder under its lock, which may take `patience` where another process holds it. Blocks.
 pub fn open<R: Journaled>(folder: &Path, patience: Duration) -> Result<Left<R>, JournalError> {
     let Some(lock) = lock(folder, patience)? else { return Ok(Left::Nothing) };
+    point("read the journal");
     // Read under the lock: whoever held it may have finished the work meanwhile.
     Ok(match read(folder)? {
         Some(journal) => Left::Journal(Box::new(Store::over(folder, journal, lock))),
@@ -56,20 +59,10 @@ pub fn open<R: Journaled>(folder: &Path, patience: Duration) -> Result<Left<R>, 
 }
 
 impl<R: Journaled> Store<R> {
-    /// Starts the journal of a new sandbox. One that is there already is replaced: see to it first.
+    /// Starts the journal of a new sandbox. One that is there already is replaced: see to it first. Blocks, 10 s at most
+    /// where another process holds the folder's lock.
     pub fn create(folder: &Path, about: About) -> Result<Self, JournalError> {
-        let path = folder.join(FILE);
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.map_err(|source| JournalError::Io {
-            action: "make the folder of",
-            path: path.clone(),
-            source,
-        })?;
-        let lock = lock(folder, Duration::ZERO)?.ok_or_else(|| JournalError::Io {
-            action: "lock",
-            path,
-            source: io::ErrorKind::NotFound.into(),
-        })?;
+        let lock = make_and_lock(folder, EARLIER)?;
         let store = Self::over(folder, Journal::new(about), lock);
         store.save("create:journal")?;
         Ok(store)
