@@ -161,7 +161,7 @@ impl Grpc {
         let mut at = digest.clone();
         for _ in 0..DEEPEST_INDEX {
             let document = self.document(&channel, &at).await?;
-            let wrong = |reason| Failure::Invalid(format!("content {at}: {reason}"));
+            let wrong = |reason: image::Wrong| Failure::Invalid(format!("content {at}: {reason}"));
             match image::next(&document, &host).map_err(wrong)? {
                 image::Next::Document(next) => at = next.digest,
                 image::Next::Config(config) => {

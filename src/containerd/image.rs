@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use thiserror::Error;
 
 use crate::sys::architecture;
 
@@ -54,10 +55,21 @@ pub(super) enum Next {
     Config(Descriptor),
 }
 
-/// Reads an index or manifest. The error says what is wrong with it.
-pub(super) fn next(document: &[u8], host: &Platform) -> Result<Next, String> {
-    let document: Document =
-        serde_json::from_slice(document).map_err(|error| format!("not a manifest: {error}"))?;
+/// What is wrong with an image's document.
+#[derive(Debug, Error)]
+pub(super) enum Wrong {
+    #[error("not a manifest: {0}")]
+    Manifest(serde_json::Error),
+    #[error("not a configuration: {0}")]
+    Config(serde_json::Error),
+    /// An index without this machine's platform.
+    #[error("it has nothing for {os}/{architecture}")]
+    Platform { os: String, architecture: String },
+}
+
+/// Reads an index or manifest.
+pub(super) fn next(document: &[u8], host: &Platform) -> Result<Next, Wrong> {
+    let document: Document = serde_json::from_slice(document).map_err(Wrong::Manifest)?;
     if let Some(config) = document.config {
         return Ok(Next::Config(config));
     }
@@ -68,8 +80,10 @@ pub(super) fn next(document: &[u8], host: &Platform) -> Result<Next, String> {
         .collect();
     candidates.sort_by_key(|(rank, _)| *rank);
     let best = candidates.into_iter().next();
-    best.map(|(_, manifest)| Next::Document(manifest))
-        .ok_or_else(|| format!("it has nothing for {}/{}", host.os, host.architecture))
+    best.map(|(_, manifest)| Next::Document(manifest)).ok_or_else(|| Wrong::Platform {
+        os: host.os.clone(),
+        architecture: host.architecture.clone(),
+    })
 }
 
 /// How well a platform suits the host, the least is the best; `None` for not at all.
@@ -110,9 +124,8 @@ pub(super) fn host() -> Platform {
 }
 
 /// The name of the snapshot with all layers of a configuration.
-pub(super) fn chain_of_config(config: &[u8]) -> Result<String, String> {
-    let config: Config =
-        serde_json::from_slice(config).map_err(|error| format!("not a configuration: {error}"))?;
+pub(super) fn chain_of_config(config: &[u8]) -> Result<String, Wrong> {
+    let config: Config = serde_json::from_slice(config).map_err(Wrong::Config)?;
     Ok(chain(&config.rootfs.diff_ids))
 }
 
@@ -213,7 +226,7 @@ mod tests {
     #[test]
     fn nonsense_is_an_error_and_says_so() {
         assert!(next(b"nonsense", &amd64()).is_err());
-        assert!(next(b"{}", &amd64()).unwrap_err().contains("linux/amd64"));
+        assert!(next(b"{}", &amd64()).unwrap_err().to_string().contains("linux/amd64"));
         assert!(chain_of_config(b"{}").is_err());
     }
 }

@@ -10,6 +10,7 @@ use std::{
         fd::{AsRawFd, OwnedFd},
         unix::process::CommandExt,
     },
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -22,6 +23,7 @@ use nix::{
     },
 };
 use rustix::process::Signal;
+use tokio::task::JoinError;
 
 use super::{IdMapping, KeeperError, Net, User, Wanted, during, inside};
 use crate::{
@@ -65,15 +67,13 @@ impl Holder {
         send(ours.as_raw_fd(), letters(&wanted).as_bytes(), MsgFlags::MSG_NOSIGNAL)
             .map_err(io::Error::from)
             .map_err(during("tell the holder its namespaces"))?;
-        let net: OwnedFd = match &wanted.net {
-            Net::Join(path) => {
-                File::open(path).map_err(during(format!("open {}", path.display())))?.into()
-            }
-            Net::Host | Net::New => {
-                File::open("/dev/null").map_err(during("open /dev/null"))?.into()
-            }
+        let path = match &wanted.net {
+            Net::Join(path) => path.clone(),
+            Net::Host | Net::New => "/dev/null".into(),
         };
-        let image = memory_file(program.0)?;
+        let prepared = tokio::task::spawn_blocking(move || prepared(&path, program)).await;
+        let lost = |error: JoinError| KeeperError::Holder(error.to_string());
+        let (net, image) = prepared.map_err(lost)??;
         // Held until the holder is adopted: its number is learned from its own message.
         let expecting = reaper.expecting();
         let mut command = Command::new(format!("/proc/self/fd/{}", image.as_raw_fd()));
@@ -84,7 +84,7 @@ impl Holder {
         drop(command);
         let launched = Launched { expecting, started, socket: ours };
         let talk = tokio::task::spawn_blocking(move || launched.settle(&wanted));
-        talk.await.unwrap_or_else(|error| Err(KeeperError::Holder(error.to_string())))
+        talk.await.map_err(lost)?
     }
 
     pub fn pid(&self) -> u32 {
@@ -291,6 +291,12 @@ fn map(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> Result<(), KeeperErr
         std::fs::write(&path, text).map_err(during(format!("write {path}")))?;
     }
     Ok(())
+}
+
+/// The file at `net`, which the holder is given, and its program. Blocks.
+fn prepared(net: &Path, program: HolderProgram) -> Result<(OwnedFd, File), KeeperError> {
+    let net = File::open(net).map_err(during(format!("open {}", net.display())))?;
+    Ok((net.into(), memory_file(program.0)?))
 }
 
 fn memory_file(program: &[u8]) -> Result<File, KeeperError> {

@@ -5,7 +5,7 @@ use std::path::Path;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
-use super::{Error, layer::Layer, text};
+use super::{Error, layer::Layer, text, value::Wrong};
 
 /// The options of runc's shim; every client may send them.
 const RUNC: &str = "containerd.runc.v1.Options";
@@ -85,7 +85,7 @@ pub(super) fn layer(any: &AnyValue) -> Result<Layer, Error> {
 
 fn from_file(path: &Path) -> Result<Layer, Error> {
     if !path.is_absolute() {
-        let reason = format!("{} is not an absolute path", path.display());
+        let reason = Wrong::Relative(path.to_owned());
         return Err(Error::Value { key: "ConfigPath", place: PLACE.into(), reason });
     }
     let text = text::read(path).map_err(|source| Error::Read { path: path.into(), source })?;

@@ -14,7 +14,7 @@ use super::{
 pub(super) struct Key {
     pub name: &'static str,
     /// Sets the option to a value, or says what is wrong with the value.
-    pub set: fn(&mut Options, &toml::Value) -> Result<(), String>,
+    pub set: fn(&mut Options, &toml::Value) -> Result<(), value::Wrong>,
     /// The option's value, as TOML has it.
     #[cfg(test)]
     pub show: fn(&Options) -> String,

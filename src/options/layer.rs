@@ -5,6 +5,7 @@ use toml::{Table, Value};
 use super::{
     Error, Options,
     keys::{KEYS, WITHOUT_EFFECT},
+    value::Wrong,
 };
 
 /// Values of keys, and where they were found.
@@ -34,7 +35,7 @@ impl Layer {
         Ok(unknown)
     }
 
-    fn wrong(&self, key: &'static str, reason: String) -> Error {
+    fn wrong(&self, key: &'static str, reason: Wrong) -> Error {
         Error::Value { key, place: self.place.clone(), reason }
     }
 

@@ -99,7 +99,7 @@ pub enum Error {
     Toml { place: String, source: Box<toml::de::Error> },
     /// The value of an option cannot be used.
     #[error("option {key} in {place}: {reason}")]
-    Value { key: &'static str, place: String, reason: String },
+    Value { key: &'static str, place: String, reason: value::Wrong },
 }
 
 impl Coded for Error {

@@ -8,6 +8,8 @@ use std::{ffi::OsStr, fmt, path::Path};
 
 use toml::{Table, Value};
 
+use super::value::Wrong;
+
 /// The table of the node's configuration that holds the profiles.
 pub(super) const TABLE: &str = "profile";
 /// The name of the shim's program, before and behind the profile's.
@@ -34,24 +36,21 @@ impl fmt::Display for Profile {
 
 /// Takes the profiles out of a configuration: what is left are the keys for every handler. Answers the table of
 /// `profile`, or what is wrong with it.
-pub(super) fn take(values: &mut Table, profile: Option<&Profile>) -> Result<Option<Table>, String> {
+pub(super) fn take(values: &mut Table, profile: Option<&Profile>) -> Result<Option<Table>, Wrong> {
     let mut all = match values.remove(TABLE) {
         None => Table::new(),
         Some(Value::Table(all)) => all,
         Some(other) => {
-            return Err(format!(
-                "a table for each profile is wanted, not a value of type {}",
-                other.type_str()
-            ));
+            return Err(Wrong::Profiles(other.type_str()));
         }
     };
     let Some(profile) = profile else { return Ok(None) };
     match all.remove(&profile.0) {
         Some(Value::Table(table)) => Ok(Some(table)),
         Some(other) => {
-            Err(format!("{profile} is a value of type {}, not a table", other.type_str()))
+            Err(Wrong::Profile { profile: profile.to_string(), found: other.type_str() })
         }
-        None => Err(format!("there is no [{TABLE}.{profile}], which this shim's name stands for")),
+        None => Err(Wrong::NoProfile { table: TABLE, profile: profile.to_string() }),
     }
 }
 

@@ -5,16 +5,34 @@ use std::{
     time::Duration,
 };
 
+use thiserror::Error;
 use toml::Value;
 
 use super::{NetworkOwner, time};
 
 /// What an option can be.
 pub(super) trait Setting: Sized {
-    fn read(value: &Value) -> Result<Self, String>;
+    fn read(value: &Value) -> Result<Self, Wrong>;
 }
 
-fn wrong(wanted: &str, value: &Value) -> String {
+/// What is wrong with the value of an option.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Wrong {
+    /// It is none that the option takes: the value, or what kind of thing it is.
+    #[error("it is {wanted}, not {found}")]
+    Value { wanted: &'static str, found: String },
+    #[error("{} is not an absolute path", .0.display())]
+    Relative(PathBuf),
+    /// The profiles are no table of tables.
+    #[error("a table for each profile is wanted, not a value of type {0}")]
+    Profiles(&'static str),
+    #[error("{profile} is a value of type {found}, not a table")]
+    Profile { profile: String, found: &'static str },
+    #[error("there is no [{table}.{profile}], which this shim's name stands for")]
+    NoProfile { table: &'static str, profile: String },
+}
+
+fn wrong(wanted: &'static str, value: &Value) -> Wrong {
     let found = match value {
         Value::String(text) => format!("{text:?}"),
         Value::Integer(number) => number.to_string(),
@@ -24,52 +42,52 @@ fn wrong(wanted: &str, value: &Value) -> String {
         Value::Array(_) => "a list".into(),
         Value::Table(_) => "a table".into(),
     };
-    format!("it is {wanted}, not {found}")
+    Wrong::Value { wanted, found }
 }
 
 impl Setting for bool {
-    fn read(value: &Value) -> Result<Self, String> {
+    fn read(value: &Value) -> Result<Self, Wrong> {
         value.as_bool().ok_or_else(|| wrong("true or false", value))
     }
 }
 
 impl Setting for u32 {
-    fn read(value: &Value) -> Result<Self, String> {
+    fn read(value: &Value) -> Result<Self, Wrong> {
         let number = value.as_integer().and_then(|number| number.try_into().ok());
         number.ok_or_else(|| wrong("a number from 0 to 4294967295", value))
     }
 }
 
 impl Setting for usize {
-    fn read(value: &Value) -> Result<Self, String> {
+    fn read(value: &Value) -> Result<Self, Wrong> {
         let number = value.as_integer().and_then(|number| number.try_into().ok());
         number.ok_or_else(|| wrong("a number, 0 or more", value))
     }
 }
 
 impl Setting for String {
-    fn read(value: &Value) -> Result<Self, String> {
+    fn read(value: &Value) -> Result<Self, Wrong> {
         let text = value.as_str().ok_or_else(|| wrong("a text", value))?;
         Ok(text.to_owned())
     }
 }
 
 impl Setting for PathBuf {
-    fn read(value: &Value) -> Result<Self, String> {
+    fn read(value: &Value) -> Result<Self, Wrong> {
         let path = value.as_str().filter(|path| Path::new(path).is_absolute());
         path.map(Self::from).ok_or_else(|| wrong("an absolute path", value))
     }
 }
 
 impl Setting for Vec<PathBuf> {
-    fn read(value: &Value) -> Result<Self, String> {
+    fn read(value: &Value) -> Result<Self, Wrong> {
         let list = value.as_array().ok_or_else(|| wrong("a list of absolute paths", value))?;
         list.iter().map(PathBuf::read).collect()
     }
 }
 
 impl Setting for Duration {
-    fn read(value: &Value) -> Result<Self, String> {
+    fn read(value: &Value) -> Result<Self, Wrong> {
         let time = match value {
             Value::Integer(seconds) => u64::try_from(*seconds).ok().map(Self::from_secs),
             Value::Float(seconds) => Self::try_from_secs_f64(*seconds).ok(),
@@ -84,7 +102,7 @@ impl Setting for Duration {
 }
 
 impl Setting for NetworkOwner {
-    fn read(value: &Value) -> Result<Self, String> {
+    fn read(value: &Value) -> Result<Self, Wrong> {
         match value.as_str() {
             Some("auto") => Ok(Self::Auto),
             Some("shim") => Ok(Self::Shim),
@@ -95,19 +113,19 @@ impl Setting for NetworkOwner {
 }
 
 /// A program: a path, or a name.
-pub(super) fn program(value: &Value) -> Result<PathBuf, String> {
+pub(super) fn program(value: &Value) -> Result<PathBuf, Wrong> {
     let name = value.as_str().filter(|name| !name.is_empty());
     name.map(PathBuf::from).ok_or_else(|| wrong("a path, or the name of a program", value))
 }
 
 /// A length of time that something can be done in.
-pub(super) fn some_time(value: &Value) -> Result<Duration, String> {
+pub(super) fn some_time(value: &Value) -> Result<Duration, Wrong> {
     let time = Duration::read(value)?;
     if time.is_zero() { Err(wrong("a length of time above 0", value)) } else { Ok(time) }
 }
 
 /// The name of a network interface, by the kernel's rule.
-pub(super) fn interface(value: &Value) -> Result<String, String> {
+pub(super) fn interface(value: &Value) -> Result<String, Wrong> {
     let allowed = |c: char| !c.is_whitespace() && !c.is_control() && c != '/' && c != ':';
     let name = value.as_str().filter(|name| {
         matches!(name.len(), 1..=15) && name.chars().all(allowed) && *name != "." && *name != ".."

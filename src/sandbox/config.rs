@@ -83,8 +83,8 @@ pub enum ConfigError {
     #[error("neither a PodSandboxConfig was given nor is there an OCI spec at {0}")]
     Nothing(PathBuf),
     /// An annotation is not understood.
-    #[error("{0}")]
-    Annotation(String),
+    #[error(transparent)]
+    Annotation(#[from] BadAnnotation),
     /// A kernel parameter that is not the pod's to set.
     #[error(transparent)]
     Sysctl(#[from] sysctls::Refused),
@@ -99,11 +99,32 @@ pub enum ConfigError {
     Unreadable { path: PathBuf, source: std::io::Error },
     /// The spec is no OCI spec.
     #[error("OCI spec {path}: {reason}")]
-    BadSpec {
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
+    BadSpec { path: PathBuf, reason: SpecProblem },
+}
+
+/// The value of an annotation of Mooring's own is no JSON.
+#[derive(Debug, Error)]
+#[error("annotation {annotation}: {source}")]
+pub struct BadAnnotation {
+    annotation: &'static str,
+    source: serde_json::Error,
+}
+
+/// What is wrong with the OCI spec of a sandbox.
+#[derive(Debug, Error)]
+pub enum SpecProblem {
+    /// It is no JSON, or says what no OCI spec says.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    #[error("it is no JSON object")]
+    NoObject,
+    #[error(transparent)]
+    Annotation(#[from] BadAnnotation),
+    #[error("it maps ids and has no user namespace")]
+    Mappings,
+    /// Only a network is made elsewhere and joined.
+    #[error("a sandbox joins no {kind} namespace by its path ({path})", path = path.display())]
+    Joins { kind: oci_spec::runtime::LinuxNamespaceType, path: PathBuf },
 }
 
 impl Coded for ConfigError {
@@ -142,16 +163,17 @@ impl PodConfig {
             }
             Err(source) => return Err(ConfigError::Unreadable { path, source }),
         };
-        let bad = |reason: String| ConfigError::BadSpec { path: path.clone(), reason };
-        let original: serde_json::Value =
-            serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
-        if !original.is_object() {
-            return Err(bad("it is no JSON object".into()));
-        }
-        let spec: oci_spec::runtime::Spec =
-            serde_json::from_value(original.clone()).map_err(|error| bad(error.to_string()))?;
-        let config = Self::from_spec(&spec, original).map_err(bad)?;
-        config.checked(spec.domainname().clone())
+        let read = || -> Result<(Self, Option<String>), SpecProblem> {
+            let original: serde_json::Value = serde_json::from_slice(&text)?;
+            if !original.is_object() {
+                return Err(SpecProblem::NoObject);
+            }
+            let spec: oci_spec::runtime::Spec = serde_json::from_value(original.clone())?;
+            Ok((Self::from_spec(&spec, original)?, spec.domainname().clone()))
+        };
+        let (config, domainname) =
+            read().map_err(|reason| ConfigError::BadSpec { path: path.clone(), reason })?;
+        config.checked(domainname)
     }
 
     /// Refuses what would be the node's: an OCI runtime did it when the pod was a container.
@@ -184,7 +206,7 @@ impl PodConfig {
     fn from_spec(
         spec: &oci_spec::runtime::Spec,
         original: serde_json::Value,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, SpecProblem> {
         use oci_spec::runtime::LinuxNamespaceType as Kind;
         let linux = spec.linux().as_ref();
         let namespaces = linux.and_then(|l| l.namespaces().as_ref());
@@ -205,14 +227,12 @@ impl PodConfig {
         let uids = mappings(linux.and_then(|l| l.uid_mappings().as_ref()));
         let gids = mappings(linux.and_then(|l| l.gid_mappings().as_ref()));
         if find(Kind::User).is_none() && !(uids.is_empty() && gids.is_empty()) {
-            return Err("it maps ids and has no user namespace".into());
+            return Err(SpecProblem::Mappings);
         }
         let user = find(Kind::User).map(|_| (uids, gids));
         for namespace in namespaces.into_iter().flatten() {
-            // Only a network is made elsewhere and joined.
             if let (true, Some(path)) = (namespace.typ() != Kind::Network, namespace.path()) {
-                let (kind, path) = (namespace.typ(), path.display());
-                return Err(format!("a sandbox joins no {kind} namespace by its path ({path})"));
+                return Err(SpecProblem::Joins { kind: namespace.typ(), path: path.clone() });
             }
         }
         let network = find(Kind::Network);
@@ -313,7 +333,7 @@ impl PodConfig {
         &mut self,
         annotations: &BTreeMap<String, String>,
     ) -> Result<(), ConfigError> {
-        for (capability, value) in capabilities_in(annotations).map_err(ConfigError::Annotation)? {
+        for (capability, value) in capabilities_in(annotations)? {
             self.capabilities.entry(capability).or_insert(value);
         }
         Ok(())
@@ -345,14 +365,14 @@ impl PodConfig {
 /// CNI's capability values that annotations of Mooring's own give.
 fn capabilities_in(
     annotations: &BTreeMap<String, String>,
-) -> Result<serde_json::Map<String, serde_json::Value>, String> {
+) -> Result<serde_json::Map<String, serde_json::Value>, BadAnnotation> {
     let mut capabilities = serde_json::Map::new();
     for (annotation, capability) in
         [(PORT_MAPPINGS_ANNOTATION, "portMappings"), (BANDWIDTH_ANNOTATION, "bandwidth")]
     {
         if let Some(text) = annotations.get(annotation) {
-            let value =
-                serde_json::from_str(text).map_err(|e| format!("annotation {annotation}: {e}"))?;
+            let value = serde_json::from_str(text)
+                .map_err(|source| BadAnnotation { annotation, source })?;
             capabilities.insert(capability.into(), value);
         }
     }

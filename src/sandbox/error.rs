@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::{config::ConfigError, recover::RecoverError};
+use super::{NotCleared, config::ConfigError, recover::RecoverError};
 use crate::{
     error::{Code, Coded},
     keeper::KeeperError,
@@ -66,7 +66,7 @@ pub enum Error {
     },
     /// Containers could not be deleted.
     #[error("containers: {0}")]
-    Containers(String),
+    Containers(#[from] NotCleared),
     /// A fault of Mooring's own.
     #[error("internal: {0}")]
     Internal(String),

@@ -36,6 +36,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::{
@@ -67,8 +68,13 @@ pub trait PodTasks: Send + Sync {
     /// Waits until the container's init has ended; at once when it has, or was never there.
     async fn exited(&self, container: &Id);
     /// Deletes all tasks that are left, with their OCI runtime state and root file systems.
-    async fn clear(&self) -> Result<(), String>;
+    async fn clear(&self) -> Result<(), NotCleared>;
 }
+
+/// Tasks could not be deleted, for a reason of whoever has them.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct NotCleared(pub Box<dyn std::error::Error + Send + Sync>);
 
 /// The world of one sandbox.
 pub struct Environment {

@@ -145,6 +145,20 @@ impl Coded for RecoverError {
     }
 }
 
+/// The end of what a shim has left, in as many attempts as it takes.
+pub struct Takeover {
+    recovery: Recovery,
+    remains: Remains,
+    /// Of an attempt that was cut while it still released something.
+    begun: Option<Begun>,
+}
+
+/// A teardown without the shim, under the journal's lock.
+struct Begun {
+    store: Arc<Store<Resource>>,
+    executor: Executor<Resource, Action>,
+}
+
 struct Silent;
 
 impl Observer for Silent {
@@ -153,65 +167,14 @@ impl Observer for Silent {
 }
 
 impl Recovery {
-    /// Finishes what a shim has left: kills and removes its containers, runs the plan of its sandbox from where the
-    /// journal stands, and removes the state folder. `Ok(false)`: nothing was left.
-    ///
-    /// The state folder's lock is held meanwhile. A journal that cannot be read is an error, but containers have records
-    /// of their own and do not go on for it.
-    pub async fn finish(&self, remains: Remains) -> Result<bool, RecoverError> {
-        let Remains { state_dir, shim, patience } = remains;
-        let folder = state_dir.clone();
-        let left = match spawn_blocking(move || journal::open(&folder, patience)).await? {
-            Ok(left) => left,
-            Err(error @ JournalError::Locked { .. }) => return Err(error.into()),
-            Err(error) => {
-                let ended = self.end_containers(&state_dir, Instant::now() + CONTAINERS).await;
-                return Err(match ended {
-                    Ok(()) => error.into(),
-                    Err(more) => RecoverError::Both(error, Box::new(more)),
-                });
-            }
-        };
-        match left {
-            Left::Nothing => Ok(false),
-            Left::Records(lock) => {
-                self.end_containers(&state_dir, Instant::now() + CONTAINERS).await?;
-                self.listener.all_ended();
-                spawn_blocking(move || forget(&state_dir, shim.as_ref(), &lock)).await?;
-                Ok(true)
-            }
-            Left::Journal(store) => self.finish_sandbox(*store, shim).await.map(|()| true),
-        }
+    /// Takes over what a shim has left; nothing happens yet.
+    pub fn take_over(self, remains: Remains) -> Takeover {
+        Takeover { recovery: self, remains, begun: None }
     }
 
-    async fn finish_sandbox(
-        &self,
-        store: Store<Resource>,
-        shim: Option<DaemonRecord>,
-    ) -> Result<(), RecoverError> {
-        let state_dir = store.folder().to_owned();
-        let about = store.look(|journal| journal.about.clone());
-        // A plan that was at its end before may have left containers to their client, which will not come any more.
-        self.end_containers(&state_dir, Instant::now() + CONTAINERS).await?;
-        self.listener.all_ended();
-        let store = Arc::new(store);
-        let rebooted = boot::is_over(about.boot.as_ref()).map_err(RecoverError::Boot)?;
-        let session = about.shim.or(shim.as_ref().map(|shim| shim.pid)).filter(|_| !rebooted);
-        let steps = Remaining {
-            recovery: self.clone(),
-            state_dir: state_dir.clone(),
-            shim: session,
-            rebooted,
-        };
-        Executor::new(WITHOUT_SHIM, Arc::clone(&store)).run(Arc::new(steps), &Silent).await?;
-        self.containerd.disconnect().await;
-        spawn_blocking(move || {
-            remove_run_dir(&about.run_dir);
-            // Under the journal's own lock, so that nobody else takes up what is finished.
-            forget(&state_dir, shim.as_ref(), store.lock());
-        })
-        .await?;
-        Ok(())
+    /// Finishes what a shim has left, in one attempt: see [`Takeover::attempt`].
+    pub async fn finish(&self, remains: Remains) -> Result<bool, RecoverError> {
+        self.clone().take_over(remains).attempt().await
     }
 
     /// Kills and removes every container that has a record in `state_dir`, all at once.
@@ -251,6 +214,85 @@ impl Recovery {
             left.extend(ended?.err());
         }
         if left.is_empty() { Ok(()) } else { Err(ContainersLeft(left).into()) }
+    }
+}
+
+impl Takeover {
+    /// Finishes what a shim has left: kills and removes its containers, runs the plan of its sandbox from where the
+    /// journal stands, and removes the state folder. `Ok(false)`: nothing was left. To be tried again after an error.
+    ///
+    /// The state folder's lock is held meanwhile, and after it as long as a release goes on that did not end within its
+    /// step's budget: the next attempt joins it. A journal that cannot be read is an error, but containers have records
+    /// of their own and do not go on for it.
+    pub async fn attempt(&mut self) -> Result<bool, RecoverError> {
+        if let Some(begun) = self.begun.take() {
+            return self.finish_sandbox(begun).await.map(|()| true);
+        }
+        let Remains { state_dir, shim, patience } = &self.remains;
+        let (folder, patience) = (state_dir.clone(), *patience);
+        let end_containers =
+            || self.recovery.end_containers(state_dir, Instant::now() + CONTAINERS);
+        let left = match spawn_blocking(move || journal::open(&folder, patience)).await? {
+            Ok(left) => left,
+            Err(error @ JournalError::Locked { .. }) => return Err(error.into()),
+            Err(error) => {
+                return Err(match end_containers().await {
+                    Ok(()) => error.into(),
+                    Err(more) => RecoverError::Both(error, Box::new(more)),
+                });
+            }
+        };
+        match left {
+            Left::Nothing => Ok(false),
+            Left::Records(lock) => {
+                end_containers().await?;
+                self.recovery.listener.all_ended();
+                let (folder, shim) = (state_dir.clone(), shim.clone());
+                spawn_blocking(move || forget(&folder, shim.as_ref(), &lock)).await?;
+                Ok(true)
+            }
+            Left::Journal(store) => {
+                let store = Arc::new(*store);
+                let executor = Executor::new(WITHOUT_SHIM, Arc::clone(&store));
+                self.finish_sandbox(Begun { store, executor }).await.map(|()| true)
+            }
+        }
+    }
+
+    async fn finish_sandbox(&mut self, begun: Begun) -> Result<(), RecoverError> {
+        let taken_down = self.take_down(&begun).await;
+        if taken_down.is_err() && begun.executor.is_releasing() {
+            self.begun = Some(begun);
+        }
+        taken_down
+    }
+
+    async fn take_down(&self, begun: &Begun) -> Result<(), RecoverError> {
+        let Self { recovery, remains, .. } = self;
+        let state_dir = remains.state_dir.clone();
+        let shim = remains.shim.clone();
+        let about = begun.store.look(|journal| journal.about.clone());
+        // A plan that was at its end before may have left containers to their client, which will not come any more.
+        recovery.end_containers(&state_dir, Instant::now() + CONTAINERS).await?;
+        recovery.listener.all_ended();
+        let rebooted = boot::is_over(about.boot.as_ref()).map_err(RecoverError::Boot)?;
+        let session = about.shim.or(shim.as_ref().map(|shim| shim.pid)).filter(|_| !rebooted);
+        let steps = Remaining {
+            recovery: recovery.clone(),
+            state_dir: state_dir.clone(),
+            shim: session,
+            rebooted,
+        };
+        begun.executor.run(Arc::new(steps), &Silent).await?;
+        recovery.containerd.disconnect().await;
+        let store = Arc::clone(&begun.store);
+        spawn_blocking(move || {
+            remove_run_dir(&about.run_dir);
+            // Under the journal's own lock, so that nobody else takes up what is finished.
+            forget(&state_dir, shim.as_ref(), store.lock());
+        })
+        .await?;
+        Ok(())
     }
 }
 

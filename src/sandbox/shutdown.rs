@@ -14,7 +14,7 @@ impl Sandbox {
     pub async fn shutdown(self: &Arc<Self>) -> Result<(), Error> {
         self.stop(Some(STOP)).await?;
         if let Some(tasks) = self.tasks.get() {
-            tasks.clear().await.map_err(Error::Containers)?;
+            tasks.clear().await?;
         }
         let _life = self.lifecycle.lock().await;
         let pod = self.state().pod().cloned();

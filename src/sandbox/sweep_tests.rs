@@ -3,16 +3,21 @@
 use std::{
     path::Path,
     process::Command,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
+use async_trait::async_trait;
 use rustix::process::Signal;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
 
 use super::{
     daemon_record::DaemonRecord,
-    recover::{Recovery, Unheard},
+    recover::{RecoverError, Recovery, Remains, Unheard},
     sweep::sweep,
 };
 use crate::{
@@ -22,7 +27,7 @@ use crate::{
     keeper::KeeperRecord,
     mounts::files::{self, FilesRequest},
     network::{
-        self, AttachRequest, Operation, Settings,
+        self, AttachRequest, Call, CniPlugins, Operation, PluginError, Settings,
         fake::{FakePlugins, Fault},
     },
     process::{Reaper, testing::TestChild},
@@ -31,7 +36,7 @@ use crate::{
         boot::BootId,
         identity::{Pinned, is_alive, start_time},
     },
-    teardown::journal::{self, About, Store},
+    teardown::journal::{self, About, JournalError, Store},
 };
 
 struct Node {
@@ -160,7 +165,7 @@ async fn what_a_reboot_has_ended_is_not_looked_for() {
         assert_eq!(there, !touched, "the cgroup");
         if !touched {
             Pinned::new(child.pid, Some(start)).unwrap().unwrap().signal(Signal::KILL).unwrap();
-            let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+            let deadline = Instant::now() + Duration::from_secs(5);
             group.remove(deadline).await.unwrap();
         }
         assert_eq!(child.status(), 128 + 9);
@@ -198,4 +203,51 @@ async fn what_fails_is_named_and_does_not_stop_the_others() {
     let swept = sweep(&node.state_root(), &|_, _| node.recovery()).await;
     assert_eq!(swept.taken_down.len(), 1, "{swept:?}");
     assert!(journal::read::<Resource>(&node.state_root().join("ns/a")).unwrap().is_none());
+}
+
+/// A plugin that keeps no deadline.
+#[derive(Default)]
+struct Slow(AtomicUsize);
+
+#[async_trait]
+impl CniPlugins for Slow {
+    async fn run(&self, call: &Call, _: Option<Instant>) -> Result<Option<Value>, PluginError> {
+        if call.operation == Operation::Del {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_secs(400)).await;
+        }
+        Ok(None)
+    }
+}
+
+#[tokio::test]
+async fn a_release_that_outlasts_its_budget_is_joined_by_the_next_attempt_and_kept_from_others() {
+    let node = Node::new();
+    node.sandbox("a").await;
+    let state_dir = node.state_root().join("ns/a");
+    let remains = || Remains { state_dir: state_dir.clone(), shim: None, patience: Duration::ZERO };
+    let slow = Arc::new(Slow::default());
+    let slowly = || Recovery { plugins: slow.clone(), ..node.recovery() };
+    tokio::time::pause();
+    let mut takeover = slowly().take_over(remains());
+    // The budget is 180 s and one of grace.
+    for _ in 0..2 {
+        let error = takeover.attempt().await.unwrap_err().to_string();
+        assert_eq!(error, "network: not finished within 180 s");
+        let another = slowly().finish(remains()).await.unwrap_err();
+        let locked = matches!(another, RecoverError::Journal(JournalError::Locked { .. }));
+        assert!(locked, "{another}");
+    }
+    assert!(takeover.attempt().await.unwrap());
+    assert_eq!(slow.0.load(Ordering::Relaxed), 1, "it was begun twice");
+    assert!(!state_dir.exists());
+
+    // Nobody who gives up lets another one in while it goes on.
+    node.sandbox("a").await;
+    slowly().finish(remains()).await.unwrap_err();
+    let another = slowly().finish(remains()).await.unwrap_err();
+    assert!(matches!(another, RecoverError::Journal(JournalError::Locked { .. })), "{another}");
+    tokio::time::sleep(Duration::from_secs(400)).await;
+    node.recovery().finish(remains()).await.unwrap();
+    assert!(!state_dir.exists());
 }

@@ -4,11 +4,15 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tokio::{task::JoinSet, time::Instant};
+use thiserror::Error;
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::Instant,
+};
 
 use super::{PodTasks, Sandbox, State};
 use crate::{
-    containerd::Containerd,
+    containerd::{self, Containerd},
     error::{Code, Coded},
     id::Id,
     keeper::Keeper,
@@ -108,30 +112,50 @@ impl ShimTeardown {
             };
             stops.spawn(tokio::time::timeout_at(deadline, async move {
                 let result = stop.run().await;
-                result.map_err(|error| format!("container {:?}: {error}", stop.container.as_str()))
+                result.map_err(|source| Left::Refused { container: stop.container.clone(), source })
             }));
         }
-        let mut failures = Vec::new();
+        let mut left = Vec::new();
         while let Some(stopped) = stops.join_next().await {
             match stopped {
                 Ok(Ok(Ok(()))) => {}
-                Ok(Ok(Err(error))) => failures.push(error),
-                Ok(Err(_)) => failures.push("a container did not end in time".into()),
-                Err(error) => failures.push(error.to_string()),
+                Ok(Ok(Err(error))) => left.push(error),
+                Ok(Err(_)) => left.push(Left::Late),
+                Err(error) => left.push(Left::Lost(error)),
             }
         }
-        let alive: Vec<String> = tasks
-            .ids()
-            .iter()
-            .filter(|id| tasks.is_running(id))
-            .map(|id| format!("container {:?} is still running", id.as_str()))
-            .collect();
-        failures.extend(alive);
-        if failures.is_empty() {
+        let running = tasks.ids().into_iter().filter(|id| tasks.is_running(id));
+        left.extend(running.map(Left::Running));
+        if left.is_empty() {
             return Ok(());
         }
-        Err(StepError { code: Code::Unknown, message: failures.join("; ") })
+        let words: Vec<String> = left.iter().map(Left::to_string).collect();
+        Err(StepError { code: Code::Unknown, message: words.join("; ") })
     }
+}
+
+/// A container that was not stopped.
+#[derive(Debug, Error)]
+enum Left {
+    #[error("container {:?}: {source}", container.as_str())]
+    Refused { container: Id, source: StopError },
+    #[error("a container did not end in time")]
+    Late,
+    #[error(transparent)]
+    Lost(JoinError),
+    #[error("container {:?} is still running", .0.as_str())]
+    Running(Id),
+}
+
+/// Why containerd did not stop a container.
+#[derive(Debug, Error)]
+enum StopError {
+    #[error("containerd is silent")]
+    Silent,
+    #[error("its connection was closed again and again")]
+    Closed,
+    #[error(transparent)]
+    Containerd(#[from] containerd::Error),
 }
 
 /// The stop of one container.
@@ -146,20 +170,19 @@ struct StopOne {
 }
 
 impl StopOne {
-    async fn run(&self) -> Result<(), String> {
+    async fn run(&self) -> Result<(), StopError> {
         let own = self.tasks.ids().contains(&self.container);
         if own && !self.tasks.is_running(&self.container) {
             return Ok(());
         }
-        let killed =
-            if self.answers { self.kill().await } else { Err("containerd is silent".into()) };
+        let killed = if self.answers { self.kill().await } else { Err(StopError::Silent) };
         if !own {
             // Not this shim's: containerd is the only way to it.
             killed?;
             return match self.containerd.wait_task(&self.container, self.patience).await {
                 Ok(_) => Ok(()),
                 Err(error) if error.code() == Code::NotFound => Ok(()),
-                Err(error) => Err(error.to_string()),
+                Err(error) => Err(error.into()),
             };
         }
         if killed.is_ok() {
@@ -172,7 +195,7 @@ impl StopOne {
         log::warn!(
             "container {}: killed in place ({})",
             self.container,
-            killed.err().unwrap_or("it goes on".into())
+            killed.err().map_or_else(|| "it goes on".into(), |error| error.to_string())
         );
         self.tasks.kill_in_place(&self.container).await;
         self.tasks.exited(&self.container).await;
@@ -180,7 +203,7 @@ impl StopOne {
     }
 
     /// Kills through containerd; a connection closed in mid-call is tried again.
-    async fn kill(&self) -> Result<(), String> {
+    async fn kill(&self) -> Result<(), StopError> {
         let mut pause = PAUSE;
         for attempt in 0..=RETRIES {
             match self.containerd.kill_task(&self.container, SIGKILL, true, self.patience).await {
@@ -193,9 +216,9 @@ impl StopOne {
                     tokio::time::sleep_until((Instant::now() + pause).min(self.patience)).await;
                     pause *= 2;
                 }
-                Err(error) => return Err(error.to_string()),
+                Err(error) => return Err(error.into()),
             }
         }
-        Err("its connection was closed again and again".into())
+        Err(StopError::Closed)
     }
 }

@@ -11,7 +11,9 @@ use async_trait::async_trait;
 use proptest::prelude::*;
 use tokio::time::timeout;
 
-use super::{CreateRequest, Environment, Error, HolderProgram, PodTasks, Sandbox, Status};
+use super::{
+    CreateRequest, Environment, Error, HolderProgram, NotCleared, PodTasks, Sandbox, Status,
+};
 use crate::{
     containerd::fake::{FakeContainerd, Fault},
     error::{Code, Coded},
@@ -72,7 +74,7 @@ impl PodTasks for FakeTasks {
         }
     }
 
-    async fn clear(&self) -> Result<(), String> {
+    async fn clear(&self) -> Result<(), NotCleared> {
         self.known.lock().unwrap().clear();
         Ok(())
     }

@@ -24,9 +24,22 @@ pub fn file(path: &Path, text: &[u8], mode: u32, sync: bool) -> io::Result<()> {
         return Err(error);
     }
     match path.parent() {
-        Some(folder) if sync => File::open(folder)?.sync_all(),
+        Some(folder) if sync => sync_folder(folder),
         _ => Ok(()),
     }
+}
+
+/// Makes what was made in a folder outlive a power cut. Blocks.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    SYNCED.with_borrow_mut(|synced| synced.push(folder.to_owned()));
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The folders that this thread has synced.
+    pub(crate) static SYNCED: std::cell::RefCell<Vec<PathBuf>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
 fn draft_of(path: &Path) -> PathBuf {

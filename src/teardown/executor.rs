@@ -164,6 +164,11 @@ impl<R: Journaled, A: Copy + Send + Sync + 'static> Executor<R, A> {
         Ok(())
     }
 
+    /// Whether a release goes on whose step was cut by its budget. The next run joins it.
+    pub fn is_releasing(&self) -> bool {
+        self.unfinished().values().any(|release| !release.is_finished())
+    }
+
     /// The entries that a step has to release, the last acquired first; nothing where the step has nothing to do.
     fn pending(&self, line: &Line<A>) -> Option<Vec<(usize, R)>> {
         self.store.look(|journal| {
@@ -240,7 +245,13 @@ impl<R: Journaled, A: Copy + Send + Sync + 'static> Executor<R, A> {
             return Ok(found);
         }
         let (work, resource) = (Arc::clone(work), resource.clone());
-        let begun = tokio::spawn(async move { work.release(&resource, deadline).await });
+        // Whoever else would release it, or acquire what comes after it, waits for the journal's lock.
+        let store = Arc::clone(&self.store);
+        let begun = tokio::spawn(async move {
+            let released = work.release(&resource, deadline).await;
+            drop(store);
+            released
+        });
         self.unfinished().insert(index, begun);
         self.join(index).await.unwrap_or(Ok(Released::AlreadyGone))
     }

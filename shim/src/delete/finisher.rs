@@ -20,7 +20,7 @@ use mooring::{
     process::Reaper,
     sandbox::{
         daemon_record::DaemonRecord,
-        recover::{Listener, RecoverError, Recovery, Remains},
+        recover::{Listener, RecoverError, Recovery, Remains, Takeover},
     },
     teardown::journal,
 };
@@ -147,10 +147,15 @@ impl Finisher {
             plugins: Arc::new(ExecPlugins::new(reaper)),
             listener: listener.clone(),
         };
+        let mut takeover = recovery.clone().take_over(Remains {
+            state_dir: self.work.state_dir.clone(),
+            shim: self.work.shim.clone(),
+            patience: ANOTHER,
+        });
         let mut pause = PAUSE;
         let mut attempt = 1;
         let result = loop {
-            match self.attempt(&recovery).await {
+            match self.attempt(&recovery, &mut takeover).await {
                 Err(error) if attempt < ATTEMPTS => {
                     // While somebody still listens: later failures are known to nobody.
                     let _ = write!(&*self.tell, "{error}{AGAIN}");
@@ -168,19 +173,14 @@ impl Finisher {
         result
     }
 
-    async fn attempt(&self, recovery: &Recovery) -> Result<(), Error> {
+    async fn attempt(&self, recovery: &Recovery, takeover: &mut Takeover) -> Result<(), Error> {
         if let Some((folder, record)) = &self.work.member {
             return self.end_member(recovery, folder, record).await;
         }
         if !self.end_shim(recovery).await? {
             return Ok(());
         }
-        let remains = Remains {
-            state_dir: self.work.state_dir.clone(),
-            shim: self.work.shim.clone(),
-            patience: ANOTHER,
-        };
-        recovery.finish(remains).await?;
+        takeover.attempt().await?;
         let path = self.work.socket();
         socket::remove_dead(&path).map_err(|source| Error::Socket { path, source })
     }

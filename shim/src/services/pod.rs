@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use mooring::{
     error::{Coded, code_of_io},
     id::Id,
-    sandbox::{self, PodTasks, Sandbox, daemon_record},
+    sandbox::{self, NotCleared, PodTasks, Sandbox, daemon_record},
 };
 use tokio::time::Instant;
 
@@ -98,7 +98,7 @@ impl PodTasks for TasksOfPod {
         self.0.exited(container).await;
     }
 
-    async fn clear(&self) -> Result<(), String> {
-        self.0.clear(Instant::now() + CLEAR).await.map_err(|error| error.to_string())
+    async fn clear(&self) -> Result<(), NotCleared> {
+        self.0.clear(Instant::now() + CLEAR).await.map_err(|error| NotCleared(error.into()))
     }
 }

@@ -80,12 +80,12 @@ pub(super) async fn finisher(world: Arc<World>, actor: usize) -> Result<(), Stri
     if !exists {
         return Ok(());
     }
-    let recovery = world.recovery(actor);
+    let remains = Remains { state_dir, shim, patience: PATIENCE };
+    let mut takeover = world.recovery(actor).take_over(remains);
     let mut attempts = 0;
     loop {
         point("attempt");
-        let (state_dir, shim) = (state_dir.clone(), shim.clone());
-        match recovery.finish(Remains { state_dir, shim, patience: PATIENCE }).await {
+        match takeover.attempt().await {
             Ok(_) => return Ok(()),
             Err(_) if attempts < 4 => attempts += 1,
             Err(error) => return Err(format!("finish: {error}")),

@@ -1,7 +1,7 @@
 //! An open journal: what it says is in memory, and every transition goes to the disk.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -201,7 +201,7 @@ impl<R: Journaled> Store<R> {
 /// where that was made.
 fn sync_parents(folder: &Path) -> io::Result<()> {
     for parent in folder.ancestors().skip(1).take(3) {
-        match fs::File::open(parent)?.sync_all() {
+        match replace::sync_folder(parent) {
             // Where the root's own place is a file system that cannot be synced, it was not made there.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
             other => other?,

@@ -16,6 +16,7 @@ use super::{
     },
     *,
 };
+use crate::sys::replace;
 
 /// A small disk of its own, which can be filled and made read-only.
 struct SmallDisk(tempfile::TempDir);
@@ -165,4 +166,22 @@ fn a_second_process_waits_its_turn() {
     assert!(matches!(open(), Err(JournalError::Locked { .. })));
     drop(held);
     assert!(open().unwrap().is_some());
+}
+
+#[test]
+fn what_outlives_a_reboot_is_synced_with_the_folders_above_it_once_they_are_made() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("state/ns/pod");
+    let synced = || replace::SYNCED.take();
+    let store = Store::create(&folder, about()).unwrap();
+    store.intend(Thing::First).unwrap();
+    assert!(synced().is_empty(), "nothing outlives one");
+    store.intend(Thing::Lasting).unwrap();
+    let above: Vec<&Path> = folder.ancestors().take(4).collect();
+    assert_eq!(above[3], root.path());
+    assert_eq!(synced(), above);
+    store.released(1).unwrap();
+    assert_eq!(synced(), [folder.as_path()], "the folders above are known to be there");
+    store.released(0).unwrap();
+    assert!(synced().is_empty());
 }
