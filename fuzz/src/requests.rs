@@ -9,10 +9,8 @@ mod conversation;
 mod runtime;
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         LazyLock, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
@@ -89,7 +87,8 @@ fn steps(input: &[u8]) -> Vec<Step<'_>> {
     steps
 }
 
-type Outcome = Result<(), String>;
+/// Nothing where all held, else where that is told.
+type Outcome = Result<(), &'static str>;
 
 /// Where inputs go, and where their outcomes come from.
 type Ends = (SyncSender<Vec<u8>>, Receiver<Outcome>);
@@ -97,16 +96,12 @@ type Ends = (SyncSender<Vec<u8>>, Receiver<Outcome>);
 /// The one thread that the services run on, and its answers: a process has one reaper, and one place that is its own.
 static THREAD: LazyLock<Mutex<Ends>> = LazyLock::new(|| {
     let ((give, inputs), (answer, outcomes)) = (sync_channel::<Vec<u8>>(0), sync_channel(0));
-    notice_panics();
+    tell_of_panics(answer.clone());
     let serve = move || {
         let place = confined::enter();
         for input in inputs {
-            let talk = || conversation::hold(&place, &steps(&input));
-            let held = catch_unwind(AssertUnwindSafe(talk)).map_err(|_| "see above".to_owned());
-            // A task that panics ends alone, and its caller is told of it as of any error.
-            let panicked = PANICKED.swap(false, Ordering::SeqCst);
-            let outcome = if panicked { held.and(Err("see above".into())) } else { held };
-            if answer.send(outcome).is_err() {
+            conversation::hold(&place, &steps(&input));
+            if answer.send(Ok(())).is_err() {
                 return;
             }
         }
@@ -116,15 +111,20 @@ static THREAD: LazyLock<Mutex<Ends>> = LazyLock::new(|| {
     Mutex::new((give, outcomes))
 });
 
-static PANICKED: AtomicBool = AtomicBool::new(false);
-
-fn notice_panics() {
+/// Has whoever waits for the services told of a panic on any of their threads. A task that panics would end alone
+/// otherwise, and its caller be told of it as of any error. That thread goes no further: a finding is written down by
+/// the process as it is then, which its own threads, shut in, could not.
+fn tell_of_panics(answer: SyncSender<Outcome>) {
     let earlier = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if thread::current().name().is_some_and(|name| name == SERVICES || name == POD) {
-            PANICKED.store(true, Ordering::SeqCst);
+        if !thread::current().name().is_some_and(|name| name == SERVICES || name == POD) {
+            return earlier(panic);
         }
-        earlier(panic);
+        eprintln!("{panic}\n{}", std::backtrace::Backtrace::force_capture());
+        let _ = answer.send(Err("a panic, told above"));
+        loop {
+            thread::park();
+        }
     }));
 }
 
