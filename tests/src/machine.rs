@@ -141,11 +141,17 @@ impl Outer {
     }
 }
 
+/// The one that started first: numbers begin anew at their end, and the first process has orphans beside its child.
 fn first_child(parent: u32) -> Option<u32> {
     let parent = parent.to_string();
     let pids = fs::read_dir("/proc").ok()?.flatten();
     let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| stat(*pid).is_some_and(|all| all.get(1) == Some(&parent))).min()
+    let children = pids.filter_map(|pid: u32| {
+        let stat = stat(pid)?;
+        let started: u64 = stat.get(19)?.parse().ok()?;
+        (stat.get(1) == Some(&parent)).then_some((started, pid))
+    });
+    children.min().map(|(_, pid)| pid)
 }
 
 /// What follows the name in a process's stat file: the state, the parent, and so on.
@@ -240,6 +246,8 @@ fn init(
     build: impl FnOnce(&Path, &[Hierarchy]) -> Result<()>,
 ) -> Result<PathBuf> {
     prctl::set_pdeathsig(Signal::SIGKILL).context("tie the machine to the outer process")?;
+    // The outer process waits for its signals blocked, and a mask is inherited: whoever runs here hears them.
+    SigSet::all().thread_unblock().context("unblock signals")?;
     let folder = PathBuf::from(std::env::var_os(FOLDER).context("no folder given")?);
     let name = std::env::var(CGROUP).context("no cgroup name given")?;
     let hierarchies = hierarchies()?;

@@ -15,11 +15,13 @@ use mooring_e2e::life::{Kind, Life};
 use mooring_e2e::node::Settings;
 use mooring_e2e::plugins::Plugins;
 use mooring_e2e::random::Random;
+use mooring_e2e::services::container_spec;
 use mooring_e2e::suite;
 use mooring_e2e::suite::Case;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
@@ -271,6 +273,37 @@ async fn clients_that_give_up_in_mid_call_leave_nothing(case: Case) -> Result<()
     Ok(())
 }
 
+/// containerd takes back what its client gave up: it has the task deleted, which is not there yet, and then unmounts the
+/// root file system and removes the bundle. The OCI runtime must not be at work in it any more, or it makes its mount
+/// points in the bundle itself, and nobody can remove that.
+async fn a_creation_that_its_client_gives_up_is_over_before_its_bundle_goes(
+    case: Case,
+) -> Result<()> {
+    let plugins = Plugins::install(&case.node, "given-up", "")?;
+    let mut life = Life::new(&case, Kind::OwnNetwork);
+    life.run().await?;
+    let id = format!("{}-given-up", life.id());
+    let mut spec = container_spec(&id, &["/bin/sleep", "1000"], Some(life.pid()));
+    let slow = json!({ "createRuntime": [{ "path": "/bin/sleep", "args": ["sleep", "2"] }] });
+    spec.as_object_mut().context("a specification")?.insert("hooks".to_owned(), slow);
+    let works = || {
+        let all = all_processes();
+        all.into_iter().any(|one| one.command.contains("/runc ") && one.command.contains(&id))
+    };
+    let task = life.client().container(&id, &spec).await?;
+    tokio::select! {
+        created = task.create() => bail!("it was created before it was given up: {created:?}"),
+        begun = until(Duration::from_secs(10), "no OCI runtime is seen", works) => begun?,
+    }
+    let bundle = case.node.folder().join("state/io.containerd.runtime.v2.task/default").join(&id);
+    until(Duration::from_secs(20), "the bundle stays", || !bundle.exists()).await?;
+    ensure!(!works(), "the bundle is gone, and the OCI runtime still works in it");
+    task.forget().await?;
+    life.end().await?;
+    drop(plugins);
+    Ok(())
+}
+
 suite!(Settings::default();
     both: ;
     mooring: a_containerd_killed_anywhere_finds_the_sandbox_again,
@@ -278,4 +311,5 @@ suite!(Settings::default();
         after_a_reboot_delete_releases_what_remains,
         after_a_reboot_the_same_name_serves_again,
         a_torn_journal_is_reported,
-        clients_that_give_up_in_mid_call_leave_nothing);
+        clients_that_give_up_in_mid_call_leave_nothing,
+        a_creation_that_its_client_gives_up_is_over_before_its_bundle_goes);

@@ -154,6 +154,11 @@ impl Service for TaskService {
         request: DeleteRequest,
     ) -> ttrpc::Result<DeleteResponse> {
         let call = Call("delete", &request.id);
+        if request.exec_id.is_empty() {
+            // When a client gives up in mid-creation, or containerd ends, it deletes what it has not got yet. Not found
+            // is all that it waits for before it unmounts the root file system, which the OCI runtime is at work in.
+            self.tasks.settled(&request.id).await;
+        }
         let ended =
             self.tasks.delete(&request.id, &request.exec_id).await.map_err(|e| call.failed(&e))?;
         Ok(DeleteResponse {

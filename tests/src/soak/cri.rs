@@ -132,7 +132,9 @@ fn container(name: &str, deed: Deed, random: &mut Random) -> ContainerSpec {
     let mut spec = match deed {
         Deed::Idles | Deed::IsKilled => ContainerSpec::idle(name),
         Deed::Ends => ContainerSpec::script(name, "usleep 300000; exit 7"),
-        Deed::IgnoresTerm => ContainerSpec::script(name, "trap '' TERM; while :; do sleep 1; done"),
+        Deed::IgnoresTerm => {
+            ContainerSpec::script(name, "trap '' TERM; echo deaf; while :; do sleep 1; done")
+        }
         Deed::Talks => {
             let script = "for i in $(seq 3000); do echo line $i; done; echo last; sleep 100000";
             ContainerSpec::script(name, script)
@@ -282,6 +284,8 @@ async fn see_off(
             guest.call("exit", killed).await?;
         }
         Deed::IgnoresTerm => {
+            let deaf = container.logged("stdout", |lines| lines.starts_with("deaf"));
+            guest.call("log", deaf).await?;
             guest.call("StopContainer", container.stop(1)).await?;
             guest.call("exit", ends_with(137)).await?;
         }

@@ -14,6 +14,11 @@ const LIMIT: Duration = Duration::from_secs(40);
 /// How often an end may be cut by an absence of containerd.
 const ENDS: u32 = 4;
 
+/// What containerd says when the process that makes a pod's user namespace for CRI has died too early, before there is a
+/// shim: it is tied to a thread of containerd's that may end first ("safe to return error and retry", says the source).
+const HICCUPS: [&str; 2] =
+    ["failed to mount netns from pid", "failed to ensure child process is alive"];
+
 /// A pod's life was cut short; what it was is in the chronicle.
 #[derive(Debug)]
 pub struct Cut;
@@ -62,7 +67,8 @@ impl Guest {
     }
 
     fn count(&mut self, name: &str, begun: Instant, error: &Error) {
-        if self.hurt || self.chronicle.was_away_since(begun) {
+        let own = HICCUPS.iter().any(|one| format!("{error:#}").contains(one));
+        if own || self.hurt || self.chronicle.was_away_since(begun) {
             self.hurt = true;
             self.chronicle.explained();
         } else {
