@@ -122,6 +122,7 @@ fn line(at: SystemTime, level: Level, message: &str, fields: &str) -> String {
 }
 
 /// The time in UTC as RFC 3339 has it.
+#[expect(clippy::disallowed_methods, reason = "a time to be shown, of no wait")]
 fn timestamp(at: SystemTime) -> String {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);

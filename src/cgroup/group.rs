@@ -10,6 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Hierarchies, hierarchy::Hierarchy, is_gone};
+use crate::sys::survivor::Survivors;
 
 /// A control group: its folder in the v2 hierarchy, and in that of each v1 controller.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +77,11 @@ impl Cgroup {
             collect(folder, &mut pids)?;
         }
         Ok(pids.into_iter().collect())
+    }
+
+    /// What of the group has not ended. Nothing where it cannot be read.
+    pub fn survivors(&self) -> Survivors {
+        Survivors::among(self.pids().unwrap_or_default())
     }
 
     /// The folder that tells most surely which processes belong to the group.

@@ -25,7 +25,10 @@ pub use hierarchy::{Hierarchies, Mode};
 pub use oom::OomWatch;
 pub use systemd::from_systemd;
 
-use crate::error::{Code, Coded, code_of_io};
+use crate::{
+    error::{Code, Coded, code_of_io},
+    sys::survivor::Survivors,
+};
 
 /// What went wrong with a control group.
 #[derive(Debug, Error)]
@@ -43,10 +46,11 @@ pub enum Error {
         path: String,
     },
     /// Processes stayed in the group until the deadline.
-    #[error("cgroup {path} is still in use", path = path.display())]
+    #[error("cgroup {path} is still in use: {survivors}", path = path.display())]
     Busy {
         /// The folder that could not be removed.
         path: PathBuf,
+        survivors: Survivors,
     },
 }
 

@@ -14,7 +14,10 @@ use tokio::{
 };
 
 use super::{Cgroup, Error, changes::Changes, group::children, is_gone};
-use crate::{released::Released, sys::watched};
+use crate::{
+    released::Released,
+    sys::{survivor::Survivors, watched},
+};
 
 /// Who waits on a v2 group that somebody else removes meanwhile is told nothing: then it is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -38,7 +41,9 @@ impl Cgroup {
                         return Err(Error::at("remove cgroup", &folder)(error));
                     }
                     Err(_) if Instant::now() >= deadline => {
-                        return Err(Error::Busy { path: folder });
+                        let group = self.clone();
+                        let survivors = Survivors::seen(move || group.survivors()).await;
+                        return Err(Error::Busy { path: folder, survivors });
                     }
                     Err(_) => {}
                 }

@@ -12,9 +12,12 @@ use thiserror::Error;
 pub use crate::sys::identity::{Pinned, is_alive, start_time};
 pub use acquire::Acquisition;
 pub use record::{Init, Record, find, load_all};
-pub use release::{end, kill_in_place, release};
+pub use release::{end, kill_in_place, release, survivors};
 
-use crate::error::{Code, Coded, code_of_io};
+use crate::{
+    error::{Code, Coded, code_of_io},
+    sys::survivor::Survivors,
+};
 
 /// Why a container could not be recorded or released.
 #[derive(Debug, Error)]
@@ -32,9 +35,9 @@ pub enum Error {
     /// Its init could not be looked at or held, and is not known to be gone.
     #[error("container \"{id}\": process {pid}: {source}")]
     Process { id: String, pid: i32, source: io::Error },
-    /// A process outlived SIGKILL until the deadline.
-    #[error("container \"{id}\": process {pid} has not ended")]
-    Alive { id: String, pid: i32 },
+    /// Processes outlived SIGKILL until the deadline.
+    #[error("container \"{id}\": killed, and not ended: {survivors}")]
+    Alive { id: String, survivors: Survivors },
     #[error("container \"{id}\": {source}")]
     Cgroup { id: String, source: crate::cgroup::Error },
     #[error("container \"{id}\": {source}")]

@@ -1,6 +1,6 @@
 //! Releasing a container: everything of it is killed, waited for, deleted from the OCI runtime and unmounted.
 
-use std::{fs, io, path::Path};
+use std::{collections::BTreeSet, fs, io, path::Path};
 
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout_at};
@@ -12,7 +12,7 @@ use crate::{
     process::Reaper,
     released::Released,
     runtime::{OciRuntime, Runc, quick},
-    sys::boot,
+    sys::{boot, identity, survivor::Survivors},
 };
 
 /// What is known of the container's init and groups: from the record, and where the shim died before it could write
@@ -73,6 +73,24 @@ fn kill(record: &Record) -> Result<(Released, Option<(i32, Pinned)>), Error> {
     Ok((found, held))
 }
 
+/// What of the container has not ended: its init, and what is in its groups. It may have to wait for the kernel.
+pub fn survivors(record: &Record) -> Survivors {
+    // Unreadable, the runtime's state is no obstacle to saying what is known.
+    let (init, group) = known(record).unwrap_or((record.init, record.cgroup.clone()));
+    let mut pids: BTreeSet<i32> = group.pids().unwrap_or_default().into_iter().collect();
+    if let Some(Init { pid, start_time }) = init
+        && identity::start_time(pid).is_ok_and(|start| start == Some(start_time))
+    {
+        pids.insert(pid);
+    }
+    Survivors::among(pids)
+}
+
+async fn alive(record: &Record) -> Error {
+    let (id, record) = (record.id.to_string(), record.clone());
+    Error::Alive { id, survivors: Survivors::seen(move || survivors(&record)).await }
+}
+
 /// Releases everything that `record` says a container holds, except the record itself (see [`end`]). May be called any number of times, with or without the shim that
 /// created the container.
 pub async fn release(
@@ -88,7 +106,8 @@ pub async fn release(
     if let Some((pid, pinned)) = held {
         match timeout_at(deadline, pinned.ended()).await {
             Ok(Ok(())) => {}
-            Ok(Err(_)) | Err(_) => return Err(Error::Alive { id: id(), pid }),
+            Ok(Err(source)) => return Err(Error::Process { id: id(), pid, source }),
+            Err(_) => return Err(alive(record).await),
         }
     }
     let state = record.runtime.root.join(&record.id);
@@ -102,7 +121,7 @@ pub async fn release(
             let call = runc.delete(&record.id, &record.bundle);
             match timeout_at(deadline, call).await {
                 Ok(answer) => answer.map_err(runtime)?,
-                Err(_) => return Err(Error::Alive { id: id(), pid: 0 }),
+                Err(_) => return Err(alive(record).await),
             }
         }
     }

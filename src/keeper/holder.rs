@@ -23,13 +23,19 @@ use nix::{
     },
 };
 use rustix::process::Signal;
-use tokio::task::JoinError;
+use tokio::{
+    task::JoinError,
+    time::{Instant, timeout_at},
+};
 
 use super::{IdMapping, KeeperError, Net, User, Wanted, during, inside};
 use crate::{
     process::{Exited, Expecting, Reaper},
     released::Released,
-    sys::identity::{self, Pinned},
+    sys::{
+        identity::{self, Pinned},
+        survivor::Survivors,
+    },
 };
 
 /// The most that the holder needs for any of its steps; they are a handful of system calls.
@@ -101,10 +107,15 @@ impl Holder {
     }
 
     /// Kills it and waits for its end, and with it for the end of everything in its PID namespace.
-    pub async fn end(mut self) -> i32 {
+    pub async fn end(mut self, deadline: Instant) -> Result<i32, KeeperError> {
         // Fails only when it has ended by itself.
         let _ = self.pinned.signal(Signal::KILL);
-        self.exited.wait().await.status
+        if let Ok(exit) = timeout_at(deadline, self.exited.wait()).await {
+            return Ok(exit.status);
+        }
+        let (pid, _) = self.identity;
+        let survivors = Survivors::seen(move || Survivors::in_namespace_of(pid)).await;
+        Err(KeeperError::Alive { pid, survivors })
     }
 }
 
@@ -323,6 +334,9 @@ pub(super) fn kill_by_identity(pid: i32, start_time: u64) -> Result<Released, Ke
     match pinned.kill_and_wait(STEP) {
         Ok(true) => Ok(Released::Done),
         Ok(false) => Ok(Released::AlreadyGone),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            Err(KeeperError::Alive { pid, survivors: Survivors::in_namespace_of(pid) })
+        }
         Err(error) => Err(during(format!("kill holder {pid}"))(error)),
     }
 }

@@ -14,11 +14,13 @@ use std::{io, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::time::Instant;
 
 use crate::{
     error::{Code, Coded},
     process::Reaper,
     released::Released,
+    sys::survivor::Survivors,
 };
 pub use holder::HolderProgram;
 use sysctls::Sysctls;
@@ -99,6 +101,9 @@ pub enum KeeperError {
     /// A kernel parameter was refused.
     #[error("set sysctl {name:?} to {value:?}: {source}")]
     Sysctl { name: String, value: String, source: io::Error },
+    /// The holder was killed and has not ended, since the last process of its PID namespace has not.
+    #[error("holder {pid}: killed, and not ended: {survivors}")]
+    Alive { pid: i32, survivors: Survivors },
     /// The holder did not come up.
     #[error("holder: {0}")]
     Holder(String),
@@ -113,6 +118,7 @@ impl Coded for KeeperError {
             Self::Sysctl { source, .. } if source.raw_os_error() == Some(22) => {
                 Code::InvalidArgument
             }
+            Self::Alive { .. } => Code::DeadlineExceeded,
             _ => Code::Unknown,
         }
     }
@@ -170,16 +176,17 @@ impl Keeper {
         }
     }
 
-    /// Ends the keeper and waits until it holds no namespace any more. Returns the exit status: 0 for a thread that
-    /// ended as told, the holder's own otherwise.
-    pub async fn end(self) -> i32 {
+    /// Ends the keeper and waits until it holds no namespace any more, a holder until `deadline`. What is left then is
+    /// for [`release`] by its record. Returns the exit status: 0 for a thread that ended as told, the holder's own
+    /// otherwise.
+    pub async fn end(self, deadline: Instant) -> Result<i32, KeeperError> {
         match self {
             Self::Thread(parked) => {
                 // A join may take as long as the thread takes to wake: not on the async thread.
                 let _ = tokio::task::spawn_blocking(move || parked.end()).await;
-                0
+                Ok(0)
             }
-            Self::Holder(holder) => holder.end().await,
+            Self::Holder(holder) => holder.end(deadline).await,
         }
     }
 }

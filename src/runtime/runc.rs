@@ -7,12 +7,14 @@ use std::{
 };
 
 use async_trait::async_trait;
+use rustix::process::Signal;
 
 use super::{
     Create, Error, Exec, OciRuntime, RuntimeSettings,
     launch::{Call, Stdio, find},
+    quick,
 };
-use crate::{id::Id, process::Reaper};
+use crate::{id::Id, process::Reaper, sys::identity::Pinned};
 
 /// A runtime with runc's command line.
 #[derive(Clone)]
@@ -67,6 +69,23 @@ impl Runc {
         call.command.arg(id.as_str());
         call.command.args(arguments.iter().skip_while(|one| one.starts_with('-')));
         call.run(&self.reaper, input).await
+    }
+}
+
+impl Runc {
+    /// Kills what an exec has left that failed after it had started its process. Its number counts only while it is in
+    /// the container's group.
+    fn end_left(&self, id: &Id, pid: i32) {
+        let Some(state) = quick::State::read(&self.settings, id) else { return };
+        let killed = Pinned::new(pid, None).and_then(|pinned| match pinned {
+            Some(pinned) if state.cgroup().pids().is_ok_and(|all| all.contains(&pid)) => {
+                pinned.signal(Signal::KILL)
+            }
+            _ => Ok(false),
+        });
+        if let Err(error) = killed {
+            log::warn!("container {id}: kill process {pid} of an exec that failed: {error}");
+        }
     }
 }
 
@@ -154,8 +173,12 @@ impl OciRuntime for Runc {
             call.command.arg("--console-socket").arg(console);
         }
         call.command.arg(id.as_str());
-        call.run_with(&self.reaper, exec.stdio).await?;
-        read_pid("exec", &pid.0)
+        let ran = call.run_with(&self.reaper, exec.stdio).await;
+        let started = read_pid("exec", &pid.0);
+        if let (Err(_), Ok(pid)) = (&ran, &started) {
+            self.end_left(id, *pid);
+        }
+        ran.and(started)
     }
 
     async fn pause(&self, id: &Id, bundle: &Path) -> Result<(), Error> {

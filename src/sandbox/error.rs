@@ -57,12 +57,14 @@ pub enum Error {
     #[error("an earlier sandbox of this name: {0}")]
     Earlier(RecoverError),
     /// The teardown goes on; the caller's time is over.
-    #[error("still at step {} after {seconds:.1} s; the teardown goes on", step.map_or("start", Step::name))]
+    #[error("still at step {} after {seconds:.1} s; the teardown goes on{}", step.map_or("start", Step::name), after(.waits_for))]
     StillStopping {
         /// The step that is under way.
         step: Option<Step>,
         /// How long the caller waited.
         seconds: f64,
+        /// The containers that have not ended, and what of each.
+        waits_for: Vec<String>,
     },
     /// Containers could not be deleted.
     #[error("containers: {0}")]
@@ -70,6 +72,10 @@ pub enum Error {
     /// A fault of Mooring's own.
     #[error("internal: {0}")]
     Internal(String),
+}
+
+fn after(waits_for: &[String]) -> String {
+    waits_for.iter().flat_map(|one| ["; ", one]).collect()
 }
 
 impl Coded for Error {

@@ -37,7 +37,7 @@ use std::{
 
 use async_trait::async_trait;
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     containerd::Containerd,
@@ -47,6 +47,7 @@ use crate::{
     options::Options,
     process::Reaper,
     resources::{Action, Parties, Resource},
+    sys::survivor::Survivors,
     teardown::{Executor, journal::Store},
     telemetry::Telemetry,
 };
@@ -67,6 +68,11 @@ pub trait PodTasks: Send + Sync {
     async fn kill_in_place(&self, container: &Id);
     /// Waits until the container's init has ended; at once when it has, or was never there.
     async fn exited(&self, container: &Id);
+    /// The containers that have not ended, those of which only a record is left too, and what of each has not: to be
+    /// named where they do not end.
+    async fn outliving(&self) -> Vec<(Id, Survivors)>;
+    /// Releases what creations that failed, and could not be taken back then, have left.
+    async fn end_remains(&self, deadline: Instant) -> Result<(), NotCleared>;
     /// Deletes all tasks that are left, with their OCI runtime state and root file systems.
     async fn clear(&self) -> Result<(), NotCleared>;
 }

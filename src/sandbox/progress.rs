@@ -15,6 +15,8 @@ use crate::{
 #[derive(Default)]
 struct Seen {
     current: Option<(Step, Instant)>,
+    /// What it was last seen to wait for.
+    waits_for: Vec<String>,
     ended: Vec<StepReport>,
 }
 
@@ -39,6 +41,11 @@ impl Progress {
         self.seen().current.map(|(step, _)| step)
     }
 
+    /// What the step under way was seen to wait for.
+    pub(super) fn waits_for(&self, what: &[String]) {
+        what.clone_into(&mut self.seen().waits_for);
+    }
+
     /// What an operator wants to see of it.
     pub(super) fn to_json(&self) -> Value {
         let seen = self.seen();
@@ -58,14 +65,16 @@ impl Progress {
             .collect();
         let current = seen
             .current
-            .map(|(step, since)| json!({"step": step, "ms": since.elapsed().as_secs_f64() * 1e3}));
+            .map(|(step, since)| json!({"step": step, "ms": since.elapsed().as_secs_f64() * 1e3, "waits_for": seen.waits_for}));
         json!({"current": current, "steps": steps})
     }
 }
 
 impl Observer for Progress {
     fn begun(&self, step: Step) {
-        self.seen().current = Some((step, Instant::now()));
+        let mut seen = self.seen();
+        seen.current = Some((step, Instant::now()));
+        seen.waits_for.clear();
     }
 
     fn ended(&self, report: StepReport) {

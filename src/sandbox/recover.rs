@@ -28,7 +28,7 @@ use crate::{
     process::Reaper,
     released::Released,
     resources::{Action, Parties, Resource, WITHOUT_SHIM},
-    sys::boot,
+    sys::{boot, survivor::Survivors},
     teardown::{
         Executor, Observer, Step, StepError, StepReport, StepWork, TeardownError,
         journal::{self, FolderLock, JournalError, Left, Store},
@@ -37,11 +37,15 @@ use crate::{
 
 /// How long the containers of a shim that is gone may take to end.
 const CONTAINERS: Duration = Duration::from_mins(1);
+/// How long until what has not ended of one is told: while whoever asks for a recovery still listens.
+const OUTLIVES: Duration = Duration::from_millis(2500);
 
 /// Hears how a recovery comes along.
 pub trait Listener: Send + Sync {
     /// The container of this record has been killed and removed.
     fn ended(&self, record: &Record);
+    /// The container of this record was killed a while ago, and goes on for these processes.
+    fn outlives(&self, _record: &Record, _survivors: &Survivors) {}
     /// No container is left; what follows may take its time.
     fn all_ended(&self) {}
 }
@@ -200,7 +204,19 @@ impl Recovery {
             let (reaper, listener) = (self.reaper.clone(), Arc::clone(&self.listener));
             let folder = tasks_dir.clone();
             ends.spawn(async move {
-                let ended = container::release(&record, &reaper, deadline).await;
+                let release = container::release(&record, &reaper, deadline);
+                tokio::pin!(release);
+                let soon = tokio::time::timeout(OUTLIVES, &mut release).await;
+                let ended = if let Ok(ended) = soon {
+                    ended
+                } else {
+                    let look = record.clone();
+                    let seen = Survivors::seen(move || container::survivors(&look)).await;
+                    if !seen.is_empty() {
+                        listener.outlives(&record, &seen);
+                    }
+                    release.await
+                };
                 match ended.and_then(|_| Record::remove(&folder, &record.id)) {
                     Ok(()) => {
                         listener.ended(&record);

@@ -1,6 +1,12 @@
 //! StartSandbox: the list of acquisitions. Whatever fails, the plan takes back what was acquired.
 
-use std::{path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::time::Instant;
 
 use super::{Error, Pod, Sandbox, State, blocking, config::Scope, create::Network};
 use crate::{
@@ -18,6 +24,9 @@ pub struct Started {
     /// When the sandbox was created.
     pub created_at: SystemTime,
 }
+
+/// How long the keeper of a start that failed may take to end.
+const END: Duration = Duration::from_secs(10);
 
 impl Sandbox {
     /// Starts the sandbox: cgroup, files, /dev/shm, namespaces, network.
@@ -80,7 +89,9 @@ impl Sandbox {
             Ok(()) => Ok(keeper),
             Err(error) => {
                 // The plan's own step finds nothing any more; the keeper is known only here.
-                keeper.end().await;
+                if let Err(left) = keeper.end(Instant::now() + END).await {
+                    log::warn!("sandbox {}: {left}", self.id());
+                }
                 Err(error)
             }
         }

@@ -12,6 +12,9 @@ use super::{
 };
 use crate::teardown::TeardownError;
 
+/// The step that waits for processes.
+const CONTAINERS: &str = "containers";
+
 /// A teardown under way; callers join it.
 pub(super) type Run = watch::Receiver<Option<Result<(), TeardownError>>>;
 
@@ -22,19 +25,27 @@ impl Sandbox {
     pub async fn stop(self: &Arc<Self>, timeout: Option<Duration>) -> Result<(), Error> {
         let begun = Instant::now();
         let Some(mut run) = self.join_or_begin() else { return Ok(()) };
-        let ended = run.wait_for(Option::is_some);
+        let ended = async { run.wait_for(Option::is_some).await.map(|result| result.clone()) };
         let ended = match timeout {
             Some(timeout) => tokio::time::timeout(timeout, ended).await.ok(),
             None => Some(ended.await),
         };
         match ended {
-            Some(Ok(result)) => result.clone().unwrap_or(Ok(())).map_err(Error::from),
+            Some(Ok(result)) => result.unwrap_or(Ok(())).map_err(Error::from),
             Some(Err(_)) => Err(Error::Internal("the teardown was lost".into())),
-            None => Err(Error::StillStopping {
-                step: self.progress.current(),
-                seconds: begun.elapsed().as_secs_f64(),
-            }),
+            None => Err(self.still_stopping(begun.elapsed()).await),
         }
+    }
+
+    async fn still_stopping(&self, waited: Duration) -> Error {
+        let step = self.progress.current();
+        // What another step waits for is in its error.
+        let waits_for = match step {
+            Some(step) if step.name() == CONTAINERS => self.running_in_words().await,
+            _ => Vec::new(),
+        };
+        self.progress.waits_for(&waits_for);
+        Error::StillStopping { step, seconds: waited.as_secs_f64(), waits_for }
     }
 
     /// The teardown under way, or a new one; nothing where there is nothing to take down.

@@ -10,7 +10,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{PodTasks, Sandbox, State};
+use super::{NotCleared, PodTasks, Sandbox, State};
 use crate::{
     containerd::{self, Containerd},
     error::{Code, Coded},
@@ -18,6 +18,7 @@ use crate::{
     keeper::Keeper,
     released::Released,
     resources::{Action, Resource},
+    sys::survivor::Survivors,
     teardown::{StepError, StepWork},
 };
 
@@ -51,7 +52,7 @@ impl StepWork<Resource, Action> for ShimTeardown {
         if let Resource::Keeper(_) = resource
             && let Some(keeper) = self.take_keeper()
         {
-            keeper.end().await;
+            keeper.end(deadline).await?;
             return Ok(Released::Done);
         }
         resource.release(&self.sandbox.env.parties(), deadline).await
@@ -118,14 +119,16 @@ impl ShimTeardown {
         let mut left = Vec::new();
         while let Some(stopped) = stops.join_next().await {
             match stopped {
-                Ok(Ok(Ok(()))) => {}
+                // What did not end in time is named below.
+                Ok(Ok(Ok(())) | Err(_)) => {}
                 Ok(Ok(Err(error))) => left.push(error),
-                Ok(Err(_)) => left.push(Left::Late),
                 Err(error) => left.push(Left::Lost(error)),
             }
         }
-        let running = tasks.ids().into_iter().filter(|id| tasks.is_running(id));
-        left.extend(running.map(Left::Running));
+        left.extend(self.sandbox.running().await);
+        if let Err(error) = tasks.end_remains(deadline).await {
+            left.push(Left::Remains(error));
+        }
         if left.is_empty() {
             return Ok(());
         }
@@ -139,12 +142,12 @@ impl ShimTeardown {
 enum Left {
     #[error("container {:?}: {source}", container.as_str())]
     Refused { container: Id, source: StopError },
-    #[error("a container did not end in time")]
-    Late,
     #[error(transparent)]
     Lost(JoinError),
-    #[error("container {:?} is still running", .0.as_str())]
-    Running(Id),
+    #[error("container {:?} is still running: {survivors}", container.as_str())]
+    Running { container: Id, survivors: Survivors },
+    #[error(transparent)]
+    Remains(NotCleared),
 }
 
 /// Why containerd did not stop a container.
@@ -152,10 +155,22 @@ enum Left {
 enum StopError {
     #[error("containerd is silent")]
     Silent,
-    #[error("its connection was closed again and again")]
-    Closed,
     #[error(transparent)]
     Containerd(#[from] containerd::Error),
+}
+
+impl Sandbox {
+    /// The containers that run, each with what of it does: why a teardown waits, or failed.
+    async fn running(&self) -> Vec<Left> {
+        let Some(tasks) = self.tasks.get() else { return Vec::new() };
+        let outliving = tasks.outliving().await.into_iter();
+        outliving.map(|(container, survivors)| Left::Running { container, survivors }).collect()
+    }
+
+    /// The same in words.
+    pub(super) async fn running_in_words(&self) -> Vec<String> {
+        self.running().await.iter().map(Left::to_string).collect()
+    }
 }
 
 /// The stop of one container.
@@ -179,7 +194,10 @@ impl StopOne {
         if !own {
             // Not this shim's: containerd is the only way to it.
             killed?;
-            return match self.containerd.wait_task(&self.container, self.patience).await {
+            return match self
+                .again(|| self.containerd.wait_task(&self.container, self.patience))
+                .await
+            {
                 Ok(_) => Ok(()),
                 Err(error) if error.code() == Code::NotFound => Ok(()),
                 Err(error) => Err(error.into()),
@@ -202,23 +220,34 @@ impl StopOne {
         Ok(())
     }
 
-    /// Kills through containerd; a connection closed in mid-call is tried again.
+    /// Kills through containerd.
     async fn kill(&self) -> Result<(), StopError> {
+        let kill = || self.containerd.kill_task(&self.container, SIGKILL, true, self.patience);
+        match self.again(kill).await {
+            Ok(()) => Ok(()),
+            // It has ended already, or was never started.
+            Err(error) if matches!(error.code(), Code::NotFound | Code::FailedPrecondition) => {
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A call that is made again where its connection was closed, or containerd says that it may succeed later.
+    async fn again<T, C: Future<Output = Result<T, containerd::Error>>>(
+        &self,
+        call: impl Fn() -> C,
+    ) -> Result<T, containerd::Error> {
         let mut pause = PAUSE;
-        for attempt in 0..=RETRIES {
-            match self.containerd.kill_task(&self.container, SIGKILL, true, self.patience).await {
-                Ok(()) => return Ok(()),
-                // It has ended already, or was never started.
-                Err(error) if matches!(error.code(), Code::NotFound | Code::FailedPrecondition) => {
-                    return Ok(());
-                }
-                Err(error) if error.is_retryable() && attempt < RETRIES => {
+        for _ in 0..RETRIES {
+            match call().await {
+                Err(error) if error.is_retryable() => {
                     tokio::time::sleep_until((Instant::now() + pause).min(self.patience)).await;
                     pause *= 2;
                 }
-                Err(error) => return Err(error.into()),
+                answer => return answer,
             }
         }
-        Err(StopError::Closed)
+        call().await
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use proptest::prelude::*;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{
     CreateRequest, Environment, Error, HolderProgram, NotCleared, PodTasks, Sandbox, Status,
@@ -25,6 +25,7 @@ use crate::{
     options::Options,
     process::Reaper,
     resources::Resource,
+    sys::survivor::Survivors,
     teardown::journal,
 };
 
@@ -35,6 +36,8 @@ struct FakeTasks {
     known: Mutex<BTreeSet<Id>>,
     changed: tokio::sync::Notify,
     killed_in_place: Mutex<Vec<Id>>,
+    /// Nothing ends them.
+    immortal: std::sync::atomic::AtomicBool,
 }
 
 impl FakeTasks {
@@ -44,7 +47,9 @@ impl FakeTasks {
     }
 
     fn end(&self, id: &Id) {
-        self.running.lock().unwrap().remove(id);
+        if !self.immortal.load(std::sync::atomic::Ordering::SeqCst) {
+            self.running.lock().unwrap().remove(id);
+        }
         self.changed.notify_waiters();
     }
 }
@@ -72,6 +77,17 @@ impl PodTasks for FakeTasks {
             }
             changed.await;
         }
+    }
+
+    async fn outliving(&self) -> Vec<(Id, Survivors)> {
+        // The test's own process stands for what does not end.
+        let survivors = Survivors::among([i32::try_from(std::process::id()).unwrap()]);
+        let running = self.running.lock().unwrap();
+        running.iter().map(|id| (id.clone(), survivors.clone())).collect()
+    }
+
+    async fn end_remains(&self, _: Instant) -> Result<(), NotCleared> {
+        Ok(())
     }
 
     async fn clear(&self) -> Result<(), NotCleared> {
@@ -376,6 +392,26 @@ async fn a_stop_that_takes_longer_than_its_caller_waits_says_where_it_is_and_goe
     drop(guest);
     timeout(Duration::from_secs(5), world.sandbox.stop(None)).await.unwrap().unwrap();
     world.sandbox.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_names_what_it_waits_for_and_the_next_one_goes_on() {
+    let world = World::started("immortal").await;
+    world.tasks.immortal.store(true, std::sync::atomic::Ordering::SeqCst);
+    world.tasks.run(&id("a"));
+    let error = world.sandbox.stop(Some(Duration::from_secs(1))).await.unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded);
+    let named = format!("container \"a\" is still running: process {} (", std::process::id());
+    assert!(error.to_string().contains(&named), "{error}");
+    let info = world.sandbox.status(true).unwrap().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    let waits_for = info.pointer("/teardown/current/waits_for/0").unwrap();
+    assert!(waits_for.as_str().unwrap().contains(&named), "{waits_for}");
+    world.tasks.immortal.store(false, std::sync::atomic::Ordering::SeqCst);
+    world.tasks.end(&id("a"));
+    world.sandbox.stop(None).await.unwrap();
+    world.sandbox.shutdown().await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
 }
 
 #[tokio::test]

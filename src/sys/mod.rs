@@ -1,5 +1,5 @@
-//! What the kernel is asked in more than one room: which boot this is, which process a number means, what is mounted,
-//! which namespaces are the node's; unmounting, and files that are replaced as a whole.
+//! What the kernel is asked in more than one room: which boot this is, which process a number means and what keeps one that was killed, what is
+//! mounted, which namespaces are the node's; unmounting, and files that are replaced as a whole.
 
 pub mod boot;
 pub mod identity;
@@ -9,6 +9,7 @@ pub mod mountinfo;
 pub mod namespaces;
 mod platform;
 pub mod replace;
+pub mod survivor;
 pub mod unmount;
 mod watch;
 

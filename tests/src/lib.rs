@@ -6,15 +6,18 @@
 #![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod between;
 pub mod cgroups;
 pub mod cri;
 pub mod daemon;
 pub mod direct;
 pub mod faults;
+pub mod fuse;
 pub mod images;
 pub mod life;
 pub mod machine;
 pub mod node;
+pub mod oci;
 pub mod plugins;
 pub mod random;
 pub mod services;

@@ -11,6 +11,7 @@ pub struct Random {
 
 impl Random {
     /// With the seed that the environment names as `MOORING_SEED`, else with one of the clock, which is printed.
+    #[expect(clippy::disallowed_methods, reason = "a number that is another each time")]
     pub fn from_environment() -> Self {
         let given = std::env::var("MOORING_SEED").ok().and_then(|seed| seed.parse().ok());
         let seed = given.unwrap_or_else(|| {

@@ -19,8 +19,8 @@ use crate::machine::{Storage, enter};
 use crate::node::{Node, Settings, tail};
 use crate::patience;
 use crate::systemd;
-use crate::vm::ONLY;
 use crate::vm::host::plain_name;
+use crate::vm::{GUEST, ONLY};
 
 /// No test takes longer than this; a hang must become a failure.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -147,6 +147,20 @@ impl Suite {
             world.runtime.block_on(world.run(handler, &test)).map_err(failed)?;
             Ok(Completion::Completed)
         }));
+    }
+
+    /// A test that does with the machine what only an emulated one can bear; shown as ignored on others.
+    pub fn on_emulated<F, W>(&mut self, handler: Handler, name: &str, test: F)
+    where
+        F: Fn(Case) -> W + Send + 'static,
+        W: Future<Output = Result<()>> + Send + 'static,
+    {
+        self.on(handler, name, test);
+        if std::env::var_os(GUEST).is_none()
+            && let Some(last) = self.trials.pop()
+        {
+            self.trials.push(last.with_ignored_flag(true));
+        }
     }
 
     /// A test of a pod on the node's network. CRI of containerd 2.1 crashes when such a pod is a shim's sandbox (a nil

@@ -22,6 +22,7 @@ use mooring::{
         daemon_record::DaemonRecord,
         recover::{Listener, RecoverError, Recovery, Remains, Takeover},
     },
+    sys::survivor::Survivors,
     teardown::journal,
 };
 use thiserror::Error;
@@ -94,6 +95,12 @@ impl Listener for Exits {
             ..TaskExit::default()
         };
         self.publisher.publish("/tasks/exit", &exit as &dyn MessageDyn);
+    }
+
+    fn outlives(&self, record: &Record, survivors: &Survivors) {
+        // Said once for each attempt; whoever listens hears the first.
+        let id = record.id.as_str();
+        let _ = writeln!(&*self.tell, "container {id:?}: killed, and not ended: {survivors}");
     }
 
     fn all_ended(&self) {

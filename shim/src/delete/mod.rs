@@ -100,7 +100,7 @@ pub fn run(args: &Args) -> Result<Vec<u8>, Error> {
     }
     let (complaint, heard) = hear(&File::from(told), started + ANSWER);
     if !complaint.is_empty() {
-        eprintln!("delete: {complaint}");
+        eprintln!("delete: {}", complaint.trim_end());
     }
     if heard == Heard::Late {
         eprintln!("delete: the teardown takes longer and goes on in the background");

@@ -12,6 +12,7 @@ use mooring::{
     error::{Coded, code_of_io},
     id::Id,
     sandbox::{self, NotCleared, PodTasks, Sandbox, daemon_record},
+    sys::survivor::Survivors,
 };
 use tokio::time::Instant;
 
@@ -96,6 +97,14 @@ impl PodTasks for TasksOfPod {
 
     async fn exited(&self, container: &Id) {
         self.0.exited(container).await;
+    }
+
+    async fn outliving(&self) -> Vec<(Id, Survivors)> {
+        self.0.outliving().await
+    }
+
+    async fn end_remains(&self, deadline: Instant) -> Result<(), NotCleared> {
+        self.0.end_remains(deadline).await.map_err(|error| NotCleared(error.into()))
     }
 
     async fn clear(&self) -> Result<(), NotCleared> {

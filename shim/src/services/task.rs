@@ -225,6 +225,7 @@ impl Service for TaskService {
         let call = Call("kill", &request.id);
         self.tasks
             .kill(&request.id, &request.exec_id, request.signal, request.all)
+            .await
             .map_err(|e| call.failed(&e))?;
         Ok(Empty::new())
     }

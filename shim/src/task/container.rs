@@ -16,10 +16,14 @@ use mooring::{
     id::Id,
     process::{Exit, Exited},
     runtime::OciRuntime,
+    sys::survivor::Survivors,
 };
 use rustix::process::Signal;
 use serde_json::Value;
-use tokio::{task::AbortHandle, time::timeout};
+use tokio::{
+    task::AbortHandle,
+    time::{Instant, timeout},
+};
 
 use super::{
     Ended, Error, Status,
@@ -30,6 +34,9 @@ use crate::events::Events;
 
 /// How long the exit of an init waits for those of the container's other processes, all of which were killed.
 const STRAGGLERS: Duration = Duration::from_secs(10);
+
+/// How long the init may take to end after SIGKILL. One with much memory to give back takes a while.
+pub(super) const SURVIVES: Duration = Duration::from_secs(10);
 
 /// Whether the container is frozen.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -56,6 +63,8 @@ pub(super) struct Container {
     pub(super) owns_cgroup_namespace: bool,
     /// The specification's id mappings, for the streams of execs.
     pub(super) mappings: Value,
+    /// When the init was first sent SIGKILL.
+    pub(super) killed: Mutex<Option<Instant>>,
     /// Set when the init has ended: no further process is started.
     pub(super) ending: AtomicBool,
     /// Set when nothing of it is left.
@@ -108,8 +117,15 @@ impl Container {
         }
     }
 
+    /// What of it has not ended.
+    pub(super) async fn survivors(&self) -> Survivors {
+        let record = self.record.clone();
+        Survivors::seen(move || mooring::container::survivors(&record)).await
+    }
+
     /// Sends SIGKILL to everything in the container.
-    pub(super) fn kill_everything(&self) -> Result<(), Error> {
+    pub(super) fn kill_everything(self: &Arc<Self>) -> Result<(), Error> {
+        self.watch_killed();
         let group = self.cgroup.kill_all();
         if let Some(live) = self.init.live() {
             match self.signal_init(&live, Signal::KILL) {
@@ -118,6 +134,28 @@ impl Container {
             }
         }
         group.map(drop).map_err(Error::from)
+    }
+
+    /// When the init was first sent SIGKILL, which is now unless it was before. Where it does not end of it, what keeps it
+    /// is logged, once.
+    pub(super) fn watch_killed(self: &Arc<Self>) -> Instant {
+        let mut killed = lock(&self.killed);
+        if let Some(since) = *killed {
+            return since;
+        }
+        let now = Instant::now();
+        *killed = Some(now);
+        let container = Arc::clone(self);
+        tokio::spawn(async move {
+            if timeout(SURVIVES, container.init.wait()).await.is_err() {
+                let (id, survivors) = (container.id.clone(), container.survivors().await);
+                log::warn!(
+                    "{}",
+                    Error::Survives { task: id, seconds: SURVIVES.as_secs(), survivors }
+                );
+            }
+        });
+        now
     }
 
     /// Watches the init, and out-of-memory kills.

@@ -102,6 +102,7 @@ async fn build(
         owns_pid_namespace: spec::owns_pid_namespace(spec),
         owns_cgroup_namespace: spec::owns_cgroup_namespace(spec),
         mappings,
+        killed: Mutex::default(),
         ending: AtomicBool::new(false),
         deleted: AtomicBool::new(false),
         watchers: Mutex::default(),

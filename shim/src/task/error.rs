@@ -5,6 +5,7 @@ use std::{io, path::PathBuf};
 use mooring::{
     error::{Code, Coded, code_of_io},
     id::{Id, InvalidId},
+    sys::survivor::Survivors,
 };
 use thiserror::Error;
 
@@ -34,6 +35,9 @@ pub enum Error {
     /// The task's state does not allow it.
     #[error("task \"{task}\": {what}")]
     State { task: Id, what: String },
+    /// It was killed a while ago, and has not ended.
+    #[error("task \"{task}\": killed {seconds} s ago, and not ended: {survivors}")]
+    Survives { task: Id, seconds: u64, survivors: Survivors },
     /// All processes of the container have ended; it waits to be deleted.
     #[error("task \"{task}\" has ended and has no processes")]
     Ended {
@@ -83,7 +87,7 @@ impl Coded for Error {
             Self::Container(error) => error.code(),
             Self::Cgroup(error) => error.code(),
             Self::File { source, .. } => code_of_io(source),
-            Self::Late(_) => Code::DeadlineExceeded,
+            Self::Survives { .. } | Self::Late(_) => Code::DeadlineExceeded,
             Self::Broken(_) => Code::Unknown,
         }
     }

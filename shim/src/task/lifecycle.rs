@@ -13,11 +13,11 @@ use mooring::{
 };
 use rustix::process::Signal;
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{
     Ended, Error, ExecRequest,
-    container::{Container, Frozen, lock},
+    container::{Container, Frozen, SURVIVES, lock},
     parties::Parties,
     process::{Life, Live, Process},
     publish, spec,
@@ -26,6 +26,8 @@ use super::{
 
 /// How long a deletion waits for what has been killed to be gone.
 const DELETE: Duration = Duration::from_secs(10);
+/// How long a repeated kill waits for the end that did not come after the first.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 impl Container {
     pub(super) async fn start(&self, parties: &Parties) -> Result<u32, Error> {
@@ -200,7 +202,32 @@ impl Container {
         }
     }
 
-    pub(super) fn kill(&self, exec_id: &str, signal: Signal, all: bool) -> Result<(), Error> {
+    /// Task.Kill. SIGKILL for an init that was sent it a while ago and goes on is sent again, and answered with what keeps
+    /// it: whoever kills again wants to know.
+    pub(super) async fn kill(
+        self: &Arc<Self>,
+        exec_id: &str,
+        signal: Signal,
+        all: bool,
+    ) -> Result<(), Error> {
+        self.send(exec_id, signal, all)?;
+        if signal != Signal::KILL || !exec_id.is_empty() {
+            return Ok(());
+        }
+        let since = self.watch_killed();
+        // What kept it may just have let it go.
+        if since.elapsed() < SURVIVES || timeout(LAST_MOMENT, self.init.wait()).await.is_ok() {
+            return Ok(());
+        }
+        let survivors = self.survivors().await;
+        Err(Error::Survives {
+            task: self.id.clone(),
+            seconds: since.elapsed().as_secs(),
+            survivors,
+        })
+    }
+
+    fn send(&self, exec_id: &str, signal: Signal, all: bool) -> Result<(), Error> {
         let process = self.process(exec_id)?;
         match process.life() {
             Life::Stopped(_) => return Err(Error::Finished),

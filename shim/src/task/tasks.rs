@@ -7,7 +7,7 @@ use std::{
 };
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use mooring::{id::Id, process::Reaper, runtime::Runtimes};
+use mooring::{container, id::Id, process::Reaper, runtime::Runtimes, sys::survivor::Survivors};
 use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
@@ -196,8 +196,8 @@ impl Tasks {
     }
 
     /// Signals a process, or with `all` every process of the container.
-    pub fn kill(&self, id: &str, exec_id: &str, number: u32, all: bool) -> Result<(), Error> {
-        self.container(id)?.kill(exec_id, signal(number)?, all)
+    pub async fn kill(&self, id: &str, exec_id: &str, number: u32, all: bool) -> Result<(), Error> {
+        self.container(id)?.kill(exec_id, signal(number)?, all).await
     }
 
     /// Adds a process to a container, to be started by [`Tasks::start`].
@@ -293,6 +293,54 @@ impl Tasks {
         Some(container.init.wait().await)
     }
 
+    /// The containers that have not ended, and what of each has not.
+    pub async fn outliving(&self) -> Vec<(Id, Survivors)> {
+        let here: Vec<Arc<Container>> = lock(&self.0.slots)
+            .values()
+            .filter_map(|slot| match slot {
+                Slot::Here(container) => Some(Arc::clone(container)),
+                Slot::Coming(_) => None,
+            })
+            .collect();
+        let mut outliving = Vec::new();
+        for container in here.iter().filter(|one| one.init.live().is_some()) {
+            let survivors = container.survivors().await;
+            // It may have ended while it was looked at.
+            if container.init.live().is_some() {
+                outliving.push((container.id.clone(), survivors));
+            }
+        }
+        for record in self.remains().await.unwrap_or_default() {
+            let id = record.id.clone();
+            let survivors = Survivors::seen(move || container::survivors(&record)).await;
+            if !survivors.is_empty() {
+                outliving.push((id, survivors));
+            }
+        }
+        outliving
+    }
+
+    /// The containers that have a record and no task: a creation failed, and could not be taken back then. A record that
+    /// cannot be read is `delete`'s to report.
+    async fn remains(&self) -> Result<Vec<container::Record>, Error> {
+        let dir = self.0.parties.pod.tasks_dir();
+        let records = tokio::task::spawn_blocking(move || container::load_all(&dir)).await??;
+        let slots = lock(&self.0.slots);
+        let records = records.into_iter().flatten();
+        Ok(records.filter(|record| !slots.contains_key(&record.id)).collect())
+    }
+
+    /// Releases what creations have left that failed.
+    pub async fn end_remains(&self, deadline: Instant) -> Result<(), Error> {
+        let dir = self.0.parties.pod.tasks_dir();
+        let mut first = Ok(());
+        for record in self.remains().await? {
+            let ended = container::end(&record, &dir, &self.0.parties.reaper, deadline).await;
+            first = first.and(ended.map(drop).map_err(Error::from));
+        }
+        first
+    }
+
     /// Kills and deletes what is left, publishing exits: the end of the sandbox.
     pub async fn clear(&self, deadline: Instant) -> Result<(), Error> {
         let mut first = Ok(());
@@ -310,10 +358,16 @@ impl Tasks {
             let outcome = match timeout_at(deadline, deleted).await {
                 Ok(Ok(_) | Err(Error::NoTask(_))) => Ok(()),
                 Ok(Err(error)) => Err(error),
-                Err(_) => Err(Error::Late(format!("the end of task \"{id}\""))),
+                Err(_) => {
+                    let survivors = match self.container(id.as_str()) {
+                        Ok(container) => container.survivors().await,
+                        Err(_) => Survivors::default(),
+                    };
+                    Err(container::Error::Alive { id: id.to_string(), survivors }.into())
+                }
             };
             first = first.and(outcome);
         }
-        first
+        first.and(self.end_remains(deadline).await)
     }
 }

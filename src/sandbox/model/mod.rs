@@ -154,6 +154,7 @@ fn effort() -> usize {
 /// with that effort, all.
 fn every_order(name: &str, cast: Cast, bounds: Bounds, of: usize) {
     let of = of.div_ceil(effort());
+    #[expect(clippy::disallowed_methods, reason = "a number that is another each time")]
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     let share = Share { of, at: now.subsec_nanos() as usize / 1000 % of };
     let netns = ClientsNetns::new(name);

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
-use super::{Job, ONLY, PATIENCE, Variant, line};
+use super::{GUEST, Job, ONLY, PATIENCE, Variant, line};
 use crate::systemd;
 
 const PAYLOAD: &str = "/payload";
@@ -119,6 +119,7 @@ fn run(job: &Job, name: &str) -> Result<u32> {
         .env("MOORING_RUNC", job.deps.join("bin").join(job.variant.runtime()))
         .envs((job.variant == Variant::Systemd).then_some((systemd::OURS, "yes")))
         .env(ONLY, &job.only)
+        .env(GUEST, "1")
         .env(PATIENCE, SLOWER)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

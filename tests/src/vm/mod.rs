@@ -16,6 +16,9 @@ pub const ONLY: &str = "MOORING_E2E_ONLY";
 /// Environment variable: how many times longer than usual a thing may take.
 pub const PATIENCE: &str = "MOORING_E2E_PATIENCE";
 
+/// Environment variable: the machine is an emulated one, and all that it has is the tests', its clock too.
+pub const GUEST: &str = "MOORING_E2E_GUEST";
+
 /// How the machine is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {
@@ -84,7 +87,7 @@ impl Variant {
 }
 
 /// Of a machine with a plain first process, on Mooring's handler.
-const CORE: [&str; 12] = [
+const CORE: [&str; 16] = [
     "cri_lifecycle::mooring",
     "mooring::container_stats_count_memory_and_cpu",
     "mooring::pod_stats_count_the_pod_and_list_its_containers",
@@ -97,6 +100,10 @@ const CORE: [&str; 12] = [
     "mooring::containers_of_a_killed_shim_are_exited_within_ten_seconds",
     "mooring::a_shim_killed_with_shared_pids_leaves_nothing",
     "mooring::a_frozen_container_keeps_no_pod_of_cri",
+    "mooring::what_forks_for_ever_goes",
+    "mooring::what_forks_for_ever_in_shared_pids_goes",
+    "mooring::what_forks_for_ever_in_the_nodes_pids_goes",
+    "mooring::a_clock_that_jumps",
 ];
 
 /// What the guest is to do, as it is written onto the disk.

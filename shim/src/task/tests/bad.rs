@@ -174,7 +174,7 @@ async fn an_exec_whose_start_failed_is_still_created() {
         assert_eq!(stage.wait("bad").await.status, 255);
     }
     stage.tasks.delete(id, "bad").await.unwrap();
-    stage.kill(9);
+    stage.kill(9).await;
     stage.wait("").await;
     stage.delete().await;
     stage.assert_clean();
@@ -204,7 +204,7 @@ async fn what_a_killed_shim_left_of_a_terminal_goes_with_the_container() {
     // As a shim leaves it that is killed while it waits for the terminal.
     std::fs::create_dir_all(&consoles).unwrap();
     drop(std::os::unix::net::UnixListener::bind(consoles.join("7")).unwrap());
-    stage.kill(9);
+    stage.kill(9).await;
     stage.wait("").await;
     stage.delete().await;
     assert!(!consoles.exists());
@@ -223,7 +223,7 @@ async fn a_name_is_taken_once_and_another_containers_state_is_left_alone() {
     let error = other.tasks.create(request).await.unwrap_err();
     assert_eq!(error.code(), Code::AlreadyExists);
     assert!(stage.tasks.state(stage.id.as_str(), "").unwrap().ended.is_none());
-    stage.kill(9);
+    stage.kill(9).await;
     stage.wait("").await;
     stage.delete().await;
     stage.assert_clean();
@@ -233,15 +233,18 @@ async fn a_name_is_taken_once_and_another_containers_state_is_left_alone() {
 async fn unknown_names_and_signals_are_told_apart() {
     let stage = Stage::new("sleep 1000");
     assert_eq!(stage.tasks.state("nobody", "").unwrap_err().code(), Code::NotFound);
-    assert_eq!(stage.tasks.kill("nobody", "", 9, false).unwrap_err().code(), Code::NotFound);
+    assert_eq!(stage.tasks.kill("nobody", "", 9, false).await.unwrap_err().code(), Code::NotFound);
     assert_eq!(stage.tasks.wait("nobody", "").await.unwrap_err().code(), Code::NotFound);
     stage.run(Streams::default()).await;
     let id = stage.id.as_str();
-    assert_eq!(stage.tasks.kill(id, "", 999, false).unwrap_err().code(), Code::InvalidArgument);
-    assert_eq!(stage.tasks.kill(id, "x", 9, false).unwrap_err().code(), Code::NotFound);
+    assert_eq!(
+        stage.tasks.kill(id, "", 999, false).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    assert_eq!(stage.tasks.kill(id, "x", 9, false).await.unwrap_err().code(), Code::NotFound);
     assert_eq!(stage.tasks.start(id, "").await.unwrap_err().code(), Code::FailedPrecondition);
     assert_eq!(stage.tasks.delete(id, "").await.unwrap_err().code(), Code::FailedPrecondition);
-    stage.kill(9);
+    stage.kill(9).await;
     stage.wait("").await;
     stage.delete().await;
     stage.assert_clean();

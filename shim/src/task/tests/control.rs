@@ -39,11 +39,11 @@ async fn what_an_init_leaves_without_a_pid_namespace_dies_before_its_exit_is_tol
 async fn a_kill_between_create_and_start_ends_it() {
     let stage = Stage::new("exit 0");
     stage.tasks.create(stage.request()).await.unwrap();
-    stage.kill(9);
+    stage.kill(9).await;
     assert_eq!(stage.wait("").await.status, 137);
     let late = stage.tasks.start(stage.id.as_str(), "").await.unwrap_err();
     assert_eq!(late.code(), Code::FailedPrecondition);
-    let finished = stage.tasks.kill(stage.id.as_str(), "", 9, false).unwrap_err();
+    let finished = stage.tasks.kill(stage.id.as_str(), "", 9, false).await.unwrap_err();
     assert_eq!(
         (finished.code(), finished.to_string().as_str()),
         (Code::NotFound, "process already finished")
@@ -87,7 +87,7 @@ async fn a_paused_container_dies_of_a_kill() {
     stage.tasks.resume(id).await.unwrap();
     assert_eq!(status(), Status::Running);
     stage.tasks.pause(id).await.unwrap();
-    stage.tasks.kill(id, "", 9, true).unwrap();
+    stage.tasks.kill(id, "", 9, true).await.unwrap();
     assert_eq!(stage.wait("").await.status, 137);
     stage.delete().await;
     let events = stage.events.all();
@@ -120,7 +120,7 @@ async fn execs_have_their_own_life() {
     );
     let running = stage.tasks.delete(id, "two").await.unwrap_err();
     assert_eq!(running.code(), Code::FailedPrecondition);
-    stage.kill(9);
+    stage.kill(9).await;
     assert_eq!(stage.wait("").await.status, 137);
     assert_eq!(stage.wait("two").await.status, 137);
     let late = stage.exec("three", "true", Streams::default()).await.unwrap_err();
@@ -161,7 +161,7 @@ async fn an_exec_of_a_program_that_is_not_there_says_so() {
     assert!(error.contains("OCI runtime exec failed") && error.contains("/no/such"), "{error}");
     timeout(Duration::from_secs(5), stage.tasks.wait(id, "x")).await.unwrap().unwrap();
     stage.tasks.delete(id, "x").await.unwrap();
-    stage.kill(9);
+    stage.kill(9).await;
     stage.wait("").await;
     stage.delete().await;
     stage.assert_clean();
@@ -194,7 +194,7 @@ async fn updates_and_statistics_meet() {
         assert_eq!((metrics.memory.usage.limit, metrics.pids.limit), (67_108_864, 50));
         assert!(metrics.cpu.usage.total > 0 && metrics.pids.current > 0);
     }
-    stage.kill(9);
+    stage.kill(9).await;
     stage.wait("").await;
     stage.delete().await;
     stage.assert_clean();
@@ -269,7 +269,7 @@ async fn nobody_waits_for_a_runtime_that_takes_its_time() {
         tokio::task::yield_now().await;
     }
     assert!(!stage.tasks.pids(id).unwrap().is_empty());
-    stage.kill(9);
+    stage.kill(9).await;
     let ended = timeout(Duration::from_secs(1), stage.tasks.wait(id, "")).await;
     assert_eq!(ended.expect("the wait ends before the pause").unwrap().status, 137);
     pausing.await.unwrap().unwrap_err();

@@ -1,4 +1,4 @@
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use mooring::error::{Code, Coded};
 
@@ -8,6 +8,7 @@ use crate::task::{Status, Streams};
 #[tokio::test]
 async fn a_container_runs_to_its_exit_code_and_leaves_nothing() {
     for runc in ["runc", "runc-1.1"] {
+        let before = SystemTime::now();
         let mut stage = Stage::new("exit 7");
         stage.settings.binary = dependency(runc);
         stage.tasks.create(stage.request()).await.unwrap();
@@ -16,9 +17,7 @@ async fn a_container_runs_to_its_exit_code_and_leaves_nothing() {
         stage.tasks.start(stage.id.as_str(), "").await.unwrap();
         let ended = stage.wait("").await;
         assert_eq!((ended.pid, ended.status), (created.pid, 7));
-        assert!(
-            ended.at.elapsed().unwrap() < Duration::from_secs(20) && ended.at < SystemTime::now()
-        );
+        assert!(before < ended.at && ended.at < SystemTime::now());
         assert_eq!(stage.tasks.state(stage.id.as_str(), "").unwrap().status, Status::Stopped);
         assert_eq!(stage.delete().await, ended);
         assert_eq!(stage.events.all(), ["create", "start", "exit init 7", "delete"]);
@@ -40,7 +39,7 @@ async fn a_started_container_is_running_for_the_runtime_too() {
         let output = mooring::process::run(&reaper, &mut command, b"", None).await.unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(text.contains("\"status\": \"running\""), "{text}");
-        stage.kill(9);
+        stage.kill(9).await;
         assert_eq!(stage.wait("").await.status, 137);
         stage.delete().await;
         stage.assert_clean();

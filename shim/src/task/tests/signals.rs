@@ -26,7 +26,7 @@ async fn every_child_starts_with_signals_as_the_kernel_has_them() {
     assert_eq!(stage.wait("exec").await.status, 0);
     stage.tasks.delete(stage.id.as_str(), "exec").await.unwrap();
     assert_eq!(fs::read_to_string(&exec).unwrap(), CLEAN);
-    stage.kill(9);
+    stage.kill(9).await;
     stage.wait("").await;
     stage.delete().await;
     assert_eq!(fs::read_to_string(&out).unwrap(), CLEAN);

@@ -41,7 +41,7 @@ async fn the_engine_beside_the_runtime_alone() {
         stage.tasks.start(id, "").await.unwrap();
         ours[1].push(begun.elapsed());
         let begun = Instant::now();
-        stage.kill(9);
+        stage.kill(9).await;
         stage.wait("").await;
         ours[2].push(begun.elapsed());
         let begun = Instant::now();

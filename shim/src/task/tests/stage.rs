@@ -207,8 +207,8 @@ impl Stage {
         tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("it ends").unwrap()
     }
 
-    pub fn kill(&self, signal: u32) {
-        self.tasks.kill(self.id.as_str(), "", signal, false).unwrap();
+    pub async fn kill(&self, signal: u32) {
+        self.tasks.kill(self.id.as_str(), "", signal, false).await.unwrap();
     }
 
     pub async fn delete(&self) -> Ended {

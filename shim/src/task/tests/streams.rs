@@ -113,7 +113,7 @@ async fn what_an_exec_leaves_behind_does_not_hold_the_clients_output() {
     let took = since.elapsed();
     assert!(took > Duration::from_secs(9) && took < Duration::from_secs(20), "{took:?}");
     assert_eq!(read_rest(&mut out).await, "said\n");
-    stage.kill(9);
+    stage.kill(9).await;
     stage.wait("").await;
     stage.delete().await;
     stage.assert_clean();
@@ -215,7 +215,7 @@ async fn an_exec_can_have_a_terminal_or_fifos() {
     for exec in ["tty", "much"] {
         stage.tasks.delete(stage.id.as_str(), exec).await.unwrap();
     }
-    stage.kill(9);
+    stage.kill(9).await;
     stage.wait("").await;
     stage.delete().await;
     stage.assert_clean();
