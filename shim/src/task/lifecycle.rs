@@ -85,6 +85,9 @@ impl Container {
                 request.exec_id, self.id
             )));
         }
+        // Nobody deletes the execs of a client that died: containerd's CRI, in every restart. Their exits stay known, but
+        // their descriptors would add up.
+        execs.values().for_each(|earlier| earlier.close_if_over());
         let added = Process::new(request.streams, Life::Added(Arc::new(process)), None);
         execs.insert(request.exec_id.clone(), Arc::new(added));
         publish::exec_added(&*parties.events, &self.id, &request.exec_id);

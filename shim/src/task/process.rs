@@ -136,6 +136,14 @@ impl Process {
         lock(&self.io).take()
     }
 
+    /// Closes the streams of a process that has ended and has no output on its way. Who reads them still gets what is in
+    /// them, and then their end.
+    pub(super) fn close_if_over(&self) {
+        if matches!(self.life(), Life::Stopped(_)) {
+            lock(&self.io).take_if(|io| io.is_over());
+        }
+    }
+
     pub(super) fn close_stdin(&self) {
         if let Some(io) = lock(&self.io).as_ref() {
             io.close_stdin();

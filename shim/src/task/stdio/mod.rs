@@ -105,6 +105,11 @@ impl Io {
         *self.stdin.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
     }
 
+    /// Whether everything that the process has put out has been carried to where it goes.
+    pub(super) fn is_over(&self) -> bool {
+        self.logger.is_none() && self.copies.iter().all(JoinHandle::is_finished)
+    }
+
     /// Waits for output that is on its way, then lets go of everything.
     pub(super) async fn drain(mut self) {
         self.close_stdin();

@@ -119,6 +119,43 @@ async fn what_an_exec_leaves_behind_does_not_hold_the_clients_output() {
     stage.assert_clean();
 }
 
+/// A client that dies deletes nothing: containerd, in each of its restarts.
+#[tokio::test]
+async fn execs_that_nobody_deletes_keep_no_descriptors() {
+    let stage = Stage::new("sleep 1000");
+    stage.run(Streams::default()).await;
+    let streams = |number: usize| Streams {
+        stdin: stage.fifo(&format!("in-{number}")),
+        stdout: stage.fifo(&format!("out-{number}")),
+        stderr: stage.fifo(&format!("err-{number}")),
+        terminal: number == 2,
+    };
+    let open = || {
+        let all = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let all = all.filter_map(|one| fs::read_link(one.path()).ok());
+        all.filter(|one| one.starts_with(stage.folder.path())).count()
+    };
+    for number in 0..4 {
+        let streams = streams(number);
+        let mut client = OpenOptions::new().open_receiver(&streams.stdout).unwrap();
+        let exec = format!("exec-{number}");
+        stage.exec(&exec, "echo said; exit 3", streams).await.unwrap();
+        assert_eq!(stage.wait(&exec).await.status, 3);
+        let mut said = [0; 4];
+        timeout(Duration::from_secs(10), client.read_exact(&mut said)).await.unwrap().unwrap();
+        assert_eq!(&said, b"said");
+        // The copy's own end comes a moment later.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        drop(client);
+        assert!((1..=3).contains(&open()), "after {exec}: {}", open());
+    }
+    assert_eq!(stage.wait("exec-0").await.status, 3, "its exit is forgotten");
+    stage.kill(9).await;
+    stage.wait("").await;
+    stage.delete().await;
+    stage.assert_clean();
+}
+
 fn logger(stage: &Stage, script: &str) -> String {
     let path = stage.folder.path().join("logger");
     let mut file = fs::OpenOptions::new()
