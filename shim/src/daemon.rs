@@ -45,8 +45,6 @@ const LAST_ANSWER: Duration = Duration::from_secs(2);
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 /// How long it waits at its end for whoever has the lock of its state folder.
 const LAST_LOCK: Duration = Duration::from_secs(1);
-/// How often the bundle is looked for where its removal cannot be watched for.
-const LOOK_FOR_BUNDLE: Duration = Duration::from_mins(1);
 
 #[derive(Debug, Error)]
 enum Error {
@@ -206,13 +204,7 @@ async fn serve(
 /// A shim whose bundle is gone has been given up by containerd, and nobody will ever shut it down: it takes down what
 /// it holds, and ends.
 async fn end_with_bundle(bundle: PathBuf, services: services::Services, ending: Arc<Ending>) {
-    if let Err(error) = bundle::removed(&bundle).await {
-        // No watch to be had (fs.inotify.max_user_instances): then it is looked for now and then.
-        log::warn!("watch the bundle {}: {error}", bundle.display());
-        while !bundle::is_gone(&bundle).await {
-            tokio::time::sleep(LOOK_FOR_BUNDLE).await;
-        }
-    }
+    bundle::removed(&bundle).await;
     log::warn!("containerd has removed this shim's bundle: ending");
     services::give_up(|| services.abandon()).await;
     ending.begin();

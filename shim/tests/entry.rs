@@ -202,6 +202,10 @@ fn the_daemon_is_on_its_own() {
     let session = nix::unistd::getsid(Some(daemon.pid)).unwrap();
     assert_eq!(session, daemon.pid);
     assert_eq!(fs::read_dir(proc.join("task")).unwrap().count(), 1);
+    // Of inotify instances root has 128 for all pods of a node, kubelet and containerd together.
+    let files = fs::read_dir(format!("/proc/{}/fd", daemon.pid)).unwrap();
+    let files = files.filter_map(|file| fs::read_link(file.unwrap().path()).ok());
+    assert!(files.into_iter().all(|file| !file.to_string_lossy().contains("inotify")));
 }
 
 #[test]
