@@ -8,18 +8,21 @@ use std::{
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::{Error, start_time};
+use super::{Error, is_alive, start_time};
 use crate::{
     cgroup::Cgroup,
     id::Id,
     runtime::RuntimeSettings,
-    sys::{boot::BootId, replace},
+    sys::{
+        boot::{self, BootId},
+        replace,
+    },
 };
 
 /// The form of the record. A newer shim reads older ones; an older one refuses newer ones.
 const VERSION: u32 = 1;
 
-/// A container's init: a number, and what tells its owner from the next one of that number.
+/// A process (a container's init, a shim): a number, and what tells its owner from the next one of that number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Init {
     pub pid: i32,
@@ -57,16 +60,20 @@ pub struct Record {
     /// The boot in which it was created.
     #[serde(default)]
     pub boot: Option<BootId>,
+    /// The shim that created it.
+    #[serde(default)]
+    pub shim: Option<Init>,
 }
 
 impl Record {
     /// The record of a container that is about to be created.
     pub fn new(id: Id, bundle: PathBuf, runtime: RuntimeSettings) -> Result<Self, Error> {
-        let boot = BootId::current().map_err(|source| Error::File {
-            action: "find out the boot of",
-            path: bundle.clone(),
-            source,
-        })?;
+        let failed = |action| {
+            let path = bundle.clone();
+            move |source| Error::File { action, path, source }
+        };
+        let boot = BootId::current().map_err(failed("find out the boot of"))?;
+        let shim = Init::of(own_pid()).map_err(failed("find out the shim of"))?;
         Ok(Self {
             version: VERSION,
             id,
@@ -77,7 +84,16 @@ impl Record {
             rootfs_mounted: false,
             consoles: None,
             boot: Some(boot),
+            shim,
         })
+    }
+
+    /// Whether the shim that created it lives, and is not this process: then the container is that one's to end.
+    pub fn is_anothers(&self) -> Result<bool, Error> {
+        let Some(shim) = self.shim.filter(|shim| shim.pid != own_pid()) else { return Ok(false) };
+        let lives = boot::is_over(self.boot.as_ref())
+            .and_then(|over| Ok(!over && is_alive(shim.pid, shim.start_time)?));
+        lives.map_err(|source| Error::Process { id: self.id.to_string(), pid: shim.pid, source })
     }
 
     fn path(dir: &Path, id: &Id) -> PathBuf {
@@ -130,6 +146,10 @@ impl Record {
         }
         Ok(record)
     }
+}
+
+fn own_pid() -> i32 {
+    rustix::process::getpid().as_raw_nonzero().get()
 }
 
 /// Every record in `dir`, each read or with the reason why not. A folder that is not there holds none.

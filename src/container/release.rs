@@ -91,8 +91,8 @@ async fn alive(record: &Record) -> Error {
     Error::Alive { id, survivors: Survivors::seen(move || survivors(&record)).await }
 }
 
-/// Releases everything that `record` says a container holds, except the record itself (see [`end`]). May be called any number of times, with or without the shim that
-/// created the container.
+/// Releases everything that `record` says a container holds, except the record itself (see [`end`]). May be called any
+/// number of times, with or without the shim that created the container.
 pub async fn release(
     record: &Record,
     reaper: &Reaper,

@@ -143,7 +143,7 @@ pub fn remove_folder(
     journal::remove(state_dir, lock)
 }
 
-/// Leaves word in the bundle where the state folders are. `delete` knows nothing else for certain: the node's
+/// Writes into the bundle where the state folders are. `delete` knows nothing else for certain: the node's
 /// configuration may be another by then.
 pub fn point_to(bundle: &Path, state_root: &Path) -> io::Result<()> {
     fs::write(bundle.join(POINTER), state_root.as_os_str().as_encoded_bytes())

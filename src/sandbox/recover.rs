@@ -181,7 +181,8 @@ impl Recovery {
         self.clone().take_over(remains).attempt().await
     }
 
-    /// Kills and removes every container that has a record in `state_dir`, all at once.
+    /// Kills and removes every container that has a record in `state_dir`, all at once. Those of a new shim of that name
+    /// are that one's: one that serves tasks without a sandbox holds no lock.
     async fn end_containers(
         &self,
         state_dir: &Path,
@@ -193,8 +194,9 @@ impl Recovery {
         let mut left = Vec::new();
         let mut ends = JoinSet::new();
         for record in records {
-            let record = match record {
-                Ok(record) => record,
+            let record = match record.and_then(|record| Ok((record.is_anothers()?, record))) {
+                Ok((true, _)) => continue,
+                Ok((false, record)) => record,
                 Err(source) => {
                     // Its container cannot be found by a torn record; the others can.
                     left.push(ContainerLeft { id: None, source });

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     cgroup::{self, Hierarchies},
+    container::{Init, Record},
     containerd::fake::FakeContainerd,
     id::Id,
     keeper::KeeperRecord,
@@ -32,6 +33,7 @@ use crate::{
     },
     process::{Reaper, testing::TestChild},
     resources::Resource,
+    runtime::RuntimeSettings,
     sys::{
         boot::BootId,
         identity::{Pinned, is_alive, start_time},
@@ -249,5 +251,46 @@ async fn a_release_that_outlasts_its_budget_is_joined_by_the_next_attempt_and_ke
     assert!(matches!(another, RecoverError::Journal(JournalError::Locked { .. })), "{another}");
     tokio::time::sleep(Duration::from_secs(400)).await;
     node.recovery().finish(remains()).await.unwrap();
+    assert!(!state_dir.exists());
+}
+
+/// A shim of tasks without a sandbox holds no lock while it works: whoever finishes late for an earlier one of its name
+/// finds its records.
+#[tokio::test]
+async fn a_late_finisher_leaves_the_containers_of_a_new_shim_of_the_name() {
+    let node = Node::new();
+    let state_dir = node.state_root().join("ns/c");
+    let sleep = || TestChild::start(Command::new("sleep").arg("60"));
+    let (mut shim, mut init) = (sleep(), sleep());
+    let new = DaemonRecord {
+        pid: shim.pid,
+        start_time: start_time(shim.pid).unwrap().unwrap(),
+        socket: None,
+        boot: None,
+    };
+    new.save(&state_dir).unwrap();
+    let runtime =
+        RuntimeSettings { root: node.folder.path().join("runc"), ..RuntimeSettings::default() };
+    let bundle = node.folder.path().join("bundle");
+    let mut record = Record::new(Id::new("c").unwrap(), bundle, runtime).unwrap();
+    record.init = Init::of(init.pid).unwrap();
+    record.shim = Init::of(shim.pid).unwrap();
+    record.save(&state_dir.join("tasks")).unwrap();
+    let remains = |shim: &DaemonRecord| Remains {
+        state_dir: state_dir.clone(),
+        shim: Some(shim.clone()),
+        patience: Duration::ZERO,
+    };
+
+    let earlier = DaemonRecord { pid: 1, start_time: 1, ..new.clone() };
+    node.recovery().finish(remains(&earlier)).await.unwrap();
+    assert!(is_alive(init.pid, record.init.unwrap().start_time).unwrap(), "it was killed");
+    assert!(state_dir.join("tasks/c.json").exists());
+    assert_eq!(DaemonRecord::load(&state_dir).unwrap().as_ref(), Some(&new));
+
+    new.kill().unwrap();
+    assert_eq!(shim.status(), 128 + 9);
+    assert!(node.recovery().finish(remains(&new)).await.unwrap());
+    assert_eq!(init.status(), 128 + 9);
     assert!(!state_dir.exists());
 }

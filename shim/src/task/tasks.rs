@@ -247,15 +247,19 @@ impl Tasks {
         metrics::read(&[&self.container(id)?.cgroup])
     }
 
+    /// The containers whose creation is over.
+    fn here(&self) -> Vec<Arc<Container>> {
+        let slots = lock(&self.0.slots);
+        let here = slots.values().filter_map(|slot| match slot {
+            Slot::Here(container) => Some(Arc::clone(container)),
+            Slot::Coming(_) => None,
+        });
+        here.collect()
+    }
+
     /// What all containers use together, in the same message.
     pub fn stats_of_all(&self) -> Result<Any, Error> {
-        let here: Vec<Arc<Container>> = lock(&self.0.slots)
-            .values()
-            .filter_map(|slot| match slot {
-                Slot::Here(container) => Some(Arc::clone(container)),
-                Slot::Coming(_) => None,
-            })
-            .collect();
+        let here = self.here();
         metrics::read(&here.iter().map(|container| &container.cgroup).collect::<Vec<_>>())
     }
 
@@ -295,13 +299,7 @@ impl Tasks {
 
     /// The containers that have not ended, and what of each has not.
     pub async fn outliving(&self) -> Vec<(Id, Survivors)> {
-        let here: Vec<Arc<Container>> = lock(&self.0.slots)
-            .values()
-            .filter_map(|slot| match slot {
-                Slot::Here(container) => Some(Arc::clone(container)),
-                Slot::Coming(_) => None,
-            })
-            .collect();
+        let here = self.here();
         let mut outliving = Vec::new();
         for container in here.iter().filter(|one| one.init.live().is_some()) {
             let survivors = container.survivors().await;
