@@ -16,8 +16,7 @@ use thiserror::Error;
 
 use super::{
     Error,
-    conf::{ConfProblem, NetworkList, is_name},
-    record::is_ifname,
+    conf::{ConfProblem, NetworkList, is_ifname, is_name},
 };
 use crate::{released::Released, sys::replace};
 

@@ -299,5 +299,11 @@ pub(super) fn is_name(text: &str) -> bool {
     text.bytes().all(plain) && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
 }
 
+/// The kernel's rule for interface names, and the specification's; control characters have no place in a log either.
+pub fn is_ifname(name: &str) -> bool {
+    let refused = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+    (1..16).contains(&name.len()) && !matches!(name, "." | "..") && !name.contains(refused)
+}
+
 #[cfg(test)]
 mod tests;

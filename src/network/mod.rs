@@ -24,7 +24,7 @@ pub(crate) mod fake;
 
 pub use attachment::{add, attach, detach};
 pub use cache::{CacheProblem, CachedAttachment, cached_attachments};
-pub use conf::{ConfProblem, NetworkList, load};
+pub use conf::{ConfProblem, NetworkList, is_ifname, load};
 pub use error::Error;
 pub use exec::{ExecPlugins, understand};
 pub use gc::{GcReport, gc};

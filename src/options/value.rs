@@ -9,6 +9,7 @@ use thiserror::Error;
 use toml::Value;
 
 use super::{NetworkOwner, time};
+use crate::network;
 
 /// What an option can be.
 pub(super) trait Setting: Sized {
@@ -124,12 +125,9 @@ pub(super) fn some_time(value: &Value) -> Result<Duration, Wrong> {
     if time.is_zero() { Err(wrong("a length of time above 0", value)) } else { Ok(time) }
 }
 
-/// The name of a network interface, by the kernel's rule.
+/// The name of a network interface.
 pub(super) fn interface(value: &Value) -> Result<String, Wrong> {
-    let allowed = |c: char| !c.is_whitespace() && !c.is_control() && c != '/' && c != ':';
-    let name = value.as_str().filter(|name| {
-        matches!(name.len(), 1..=15) && name.chars().all(allowed) && *name != "." && *name != ".."
-    });
+    let name = value.as_str().filter(|name| network::is_ifname(name));
     name.map(str::to_owned).ok_or_else(|| wrong("the name of a network interface", value))
 }
 

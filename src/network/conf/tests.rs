@@ -170,3 +170,13 @@ proptest! {
         let _ = parse_version(&version);
     }
 }
+
+#[test]
+fn interface_names_follow_the_kernel() {
+    for good in ["eth0", "a", "fifteen-letters"] {
+        assert!(is_ifname(good), "{good}");
+    }
+    for bad in ["", ".", "..", "a/b", "a:b", "a b", "sixteen-letters-", "a\0"] {
+        assert!(!is_ifname(bad), "{bad:?}");
+    }
+}
