@@ -1,7 +1,7 @@
-//! Places where a test makes the process die or pause. Without the feature `failpoints` nothing of it is compiled in.
+//! Places where a test makes the process die, panic or pause. Without the feature `failpoints` nothing of it is compiled in.
 //!
-//! With it, the environment names a file as `MOORING_FAILPOINTS`. Its lines are `NAME=kill`, `NAME=pause:MS` or
-//! `record`; the first that matches is carried out once, and `NAME` is appended to `FILE.hit`. `record` appends every
+//! With it, the environment names a file as `MOORING_FAILPOINTS`. Its lines are `NAME=kill`, `NAME=panic`,
+//! `NAME=pause:MS` or `record`; the first that matches is carried out once, and `NAME` is appended to `FILE.hit`. `record` appends every
 //! name that is passed to `FILE.log`, so that a test can learn which points there are. A point that one process passes
 //! several times while the file is there is `NAME#2` the second time, and so on.
 
@@ -11,6 +11,9 @@
 pub fn pass(_name: &str) {}
 
 /// Passes the point `name`.
+///
+/// # Panics
+/// Where the file says so.
 #[cfg(feature = "failpoints")]
 pub fn pass(name: &str) {
     let Some(file) = std::env::var_os("MOORING_FAILPOINTS") else { return };
@@ -34,6 +37,8 @@ pub fn pass(name: &str) {
         let _ = std::fs::remove_file(&file);
         if action == "kill" {
             let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+        } else if action == "panic" {
+            panic!("failpoint {name}");
         } else if let Some(Ok(ms)) = action.strip_prefix("pause:").map(str::parse) {
             std::thread::sleep(std::time::Duration::from_millis(ms));
         }

@@ -7,7 +7,9 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixListener,
     },
+    panic,
     path::PathBuf,
+    process,
     sync::Arc,
     time::Duration,
 };
@@ -79,7 +81,7 @@ pub fn run(launch: Launch, listener: UnixListener, say: OwnedFd, parent_score: O
             1
         }
     };
-    std::process::exit(code)
+    process::exit(code)
 }
 
 fn set_up_and_serve(
@@ -92,6 +94,7 @@ fn set_up_and_serve(
     detach::leave(&keep).map_err(io("become a daemon"))?;
     let fields = format!("namespace={} id={}", launch.namespace, launch.id);
     logging::start(&launch.bundle, launch.level, fields.clone());
+    end_on_panic();
     let (options, warnings) =
         HandlerOptions::load(launch.profile.as_ref(), launch.options.clone())?;
     for warning in warnings {
@@ -129,6 +132,15 @@ fn set_up_and_serve(
         std::mem::forget(runtime);
     }
     result
+}
+
+/// A panic ends the shim, in every build and on every thread, so that `delete` finishes for it. It is said in containerd's
+/// log: standard error leads nowhere.
+fn end_on_panic() {
+    panic::set_hook(Box::new(|panic| {
+        log::error!("{panic}");
+        process::abort();
+    }));
 }
 
 fn runtime() -> io::Result<Runtime> {

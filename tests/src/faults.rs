@@ -45,7 +45,7 @@ impl Failpoints {
         text.lines().map(str::to_owned).collect()
     }
 
-    /// At the next passing of `point`, once, `action` happens: `kill`, or `pause:` and milliseconds.
+    /// At the next passing of `point`, once, `action` happens: `kill`, `panic`, or `pause:` and milliseconds.
     pub fn arm(&self, point: &str, action: &str) -> Result<()> {
         self.disarm();
         self.write(&format!("{point}={action}\n"))

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use mooring_e2e::faults::{kill_shim, nobody_works_for, shim_of};
+use mooring_e2e::faults::{Failpoints, kill_shim, nobody_works_for, shim_of};
 use mooring_e2e::fuse::Fuse;
 use mooring_e2e::life::{Kind, Life};
 use mooring_e2e::node::Settings;
@@ -64,8 +64,26 @@ async fn a_disk_that_fails_at_fsync_keeps_no_pod(case: Case) -> Result<()> {
     Ok(())
 }
 
+/// What a process may have too little of.
+#[derive(Clone, Copy, Debug)]
+enum Want {
+    Descriptors,
+    Memory,
+}
+
+impl Want {
+    /// As prlimit(1) has it, and as the kernel does in `/proc/PID/limits`.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Descriptors => ("nofile", "Max open files"),
+            Self::Memory => ("data", "Max data size"),
+        }
+    }
+}
+
 /// Sets the soft limit of a living process; the hard one stays, so that it can be lifted again.
-fn limit(pid: i32, what: &str, value: &str) -> Result<()> {
+fn limit(pid: i32, want: Want, value: &str) -> Result<()> {
+    let what = want.names().0;
     let output = Command::new("prlimit")
         .args(["--pid", &pid.to_string(), &format!("--{what}={value}:")])
         .output()
@@ -79,7 +97,7 @@ fn limit(pid: i32, what: &str, value: &str) -> Result<()> {
 /// want is over nothing is left.
 async fn goes_in_want(
     case: &Case,
-    what: &str,
+    want: Want,
     kinds: &[Kind],
     value: impl Fn(i32) -> Result<String>,
 ) -> Result<()> {
@@ -88,13 +106,13 @@ async fn goes_in_want(
         let one = async {
             let life = running(case, kind).await?;
             let shim = shim_of(life.id())?;
-            let hard = hard_limit(shim.pid)?;
-            limit(shim.pid, what, &value(shim.pid)?)?;
+            let hard = hard_limit(shim.pid, want)?;
+            limit(shim.pid, want, &value(shim.pid)?)?;
             let stopped = tokio::time::timeout(patience(STOP), life.stop()).await;
             // CRI itself waits until it could delete the task, which may fail for want of what is missing.
             let by_cri = matches!(kind, Kind::Cri | Kind::SharedPid);
             ensure!(stopped.is_ok() || by_cri, "the stop hangs");
-            let lifted = limit(shim.pid, what, &hard);
+            let lifted = limit(shim.pid, want, &hard);
             // It may have ended meanwhile.
             ensure!(lifted.is_ok() || !is_serving(shim.pid), "{lifted:?}");
             life.end().await?;
@@ -102,7 +120,7 @@ async fn goes_in_want(
             ensure!(!life.is_remembered(), "it is not forgotten");
             Ok(())
         };
-        one.await.with_context(|| format!("{what}: {kind:?}"))?;
+        one.await.with_context(|| format!("{want:?}: {kind:?}"))?;
         ensure!(plugins.reservations().is_empty(), "{:?}", plugins.reservations());
     }
     Ok(())
@@ -112,24 +130,56 @@ fn is_serving(pid: i32) -> bool {
     fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|command| !command.is_empty())
 }
 
-fn hard_limit(pid: i32) -> Result<String> {
+fn hard_limit(pid: i32, want: Want) -> Result<String> {
     let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
-    let line = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"))
-        .context("no such limit")?;
+    let name = want.names().1;
+    let line = limits.lines().find_map(|line| line.strip_prefix(name)).context("no such limit")?;
     Ok(line.split_whitespace().nth(1).context("no hard limit")?.to_owned())
 }
 
 async fn a_shim_without_a_free_descriptor_keeps_no_pod(case: Case) -> Result<()> {
-    goes_in_want(&case, "nofile", &[Kind::Cri, Kind::SharedPid, Kind::ImageVolume], |pid| {
-        // The next one that is opened is one too many.
-        Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count().to_string())
+    goes_in_want(
+        &case,
+        Want::Descriptors,
+        &[Kind::Cri, Kind::SharedPid, Kind::ImageVolume],
+        |pid| {
+            // The next one that is opened is one too many.
+            Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count().to_string())
+        },
+    )
+    .await
+}
+
+/// What cannot be allocated ends the shim, as a panic does, and `delete` finishes for it.
+async fn a_shim_without_memory_keeps_no_pod(case: Case) -> Result<()> {
+    goes_in_want(&case, Want::Memory, &[Kind::Cri, Kind::SharedPid, Kind::ImageVolume], |pid| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmData:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()).context("no VmData")?;
+        Ok((kib.parse::<u64>()? << 10).to_string())
     })
     .await
+}
+
+async fn a_shim_that_panics_says_why_and_keeps_no_pod(case: Case) -> Result<()> {
+    let (failpoints, plugins) =
+        (Failpoints::of(&case.node), Plugins::install(&case.node, "panic", "")?);
+    for kind in [Kind::Cri, Kind::SharedPid, Kind::OwnNetwork] {
+        let life = running(&case, kind).await?;
+        failpoints.arm("stop:keeper:begin", "panic")?;
+        // It may fail, or succeed on behalf of `delete`.
+        let _ = life.stop().await;
+        failpoints.hit().await?;
+        life.end().await?;
+        ensure!(!life.is_remembered() && plugins.reservations().is_empty(), "{kind:?}");
+        ensure!(case.node.log().contains("failpoint stop:keeper:begin"), "nothing is said of it");
+    }
+    Ok(())
 }
 
 suite!(Settings::default();
     both: ;
     mooring: a_disk_that_fails_at_fsync_keeps_no_pod,
-        a_shim_without_a_free_descriptor_keeps_no_pod);
+        a_shim_without_a_free_descriptor_keeps_no_pod,
+        a_shim_without_memory_keeps_no_pod,
+        a_shim_that_panics_says_why_and_keeps_no_pod);
