@@ -1,28 +1,31 @@
-//! Being told when a file of a v2 group changes.
+//! Reading a file of a v2 group whenever it changes.
 
-use std::{io, os::fd::OwnedFd, path::Path};
+use std::{fs, io, os::fd::OwnedFd, path::Path};
 
-use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::sys::watched;
 
-/// Wakes whenever the watched file has changed since it was asked last.
-pub(super) struct Changes(AsyncFd<OwnedFd>);
+/// A file of a v2 group, held open: the kernel tells those who wait on it of each change (`POLLPRI` after a read, see
+/// "Basic Operations" of its cgroup-v2.rst), without an inotify instance, of which root has 128 for the whole node.
+pub(super) struct Changing(AsyncFd<OwnedFd>);
 
-impl Changes {
+impl Changing {
     pub(super) fn of(file: &Path) -> io::Result<Self> {
-        let queue = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        add_watch(&queue, file, WatchFlags::MODIFY)?;
-        Ok(Self(watched(queue, Interest::READABLE)?))
+        Ok(Self(watched(fs::File::open(file)?.into(), Interest::PRIORITY)?))
     }
 
-    /// Waits for a change. What changed does not matter: the file is read anew.
+    /// What the file holds now. An error when the group is gone.
+    pub(super) fn text(&self) -> io::Result<String> {
+        // These files have a few short lines.
+        let mut text = [0; 1024];
+        let length = rustix::io::pread(self.0.get_ref(), &mut text, 0)?;
+        Ok(String::from_utf8_lossy(&text[..length]).into_owned())
+    }
+
+    /// Waits for a change since the last [`Changing::text`]; may answer without one.
     pub(super) async fn next(&self) -> io::Result<()> {
-        let mut ready = self.0.readable().await?;
-        let mut queue = [0; 1024];
-        while matches!(rustix::io::read(self.0.get_ref(), &mut queue), Ok(1..)) {}
-        ready.clear_ready();
+        self.0.ready(Interest::PRIORITY).await?.clear_ready();
         Ok(())
     }
 }

@@ -22,7 +22,7 @@ use thiserror::Error;
 
 pub use group::{Cgroup, Created};
 pub use hierarchy::{Hierarchies, Mode};
-pub use oom::OomWatch;
+pub use oom::{OomKills, OomWatch};
 pub use systemd::from_systemd;
 
 use crate::{

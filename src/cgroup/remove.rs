@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::{Cgroup, Error, changes::Changes, group::children, is_gone};
+use super::{Cgroup, Error, changes::Changing, group::children, is_gone};
 use crate::{
     released::Released,
     sys::{survivor::Survivors, watched},
@@ -60,7 +60,7 @@ impl Cgroup {
     /// Waits until the processes that are in the group now have left. Answers false when there was nothing to wait for.
     async fn emptied(&self, deadline: Instant) -> bool {
         if let Some(folder) = &self.v2
-            && populated(folder)
+            && fs::read_to_string(folder.join(EVENTS)).is_ok_and(|events| is_populated(&events))
         {
             let until = deadline.min(Instant::now() + LOOK_AGAIN);
             return timeout_at(until, unpopulated(folder)).await.is_ok_and(|seen| seen.is_ok());
@@ -82,15 +82,17 @@ impl Cgroup {
     }
 }
 
-fn populated(folder: &Path) -> bool {
-    fs::read_to_string(folder.join("cgroup.events"))
-        .is_ok_and(|text| text.lines().any(|line| line == "populated 1"))
+/// The file of a v2 group that says whether processes are in it or below it.
+const EVENTS: &str = "cgroup.events";
+
+fn is_populated(events: &str) -> bool {
+    events.lines().any(|line| line == "populated 1")
 }
 
 async fn unpopulated(folder: &Path) -> io::Result<()> {
-    let changes = Changes::of(&folder.join("cgroup.events"))?;
-    while populated(folder) {
-        changes.next().await?;
+    let events = Changing::of(&folder.join(EVENTS))?;
+    while is_populated(&events.text()?) {
+        events.next().await?;
     }
     Ok(())
 }

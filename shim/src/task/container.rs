@@ -11,7 +11,7 @@ use std::{
 };
 
 use mooring::{
-    cgroup::{Cgroup, OomWatch},
+    cgroup::{Cgroup, OomKills, OomWatch},
     container::Record,
     id::Id,
     process::{Exit, Exited},
@@ -20,10 +20,7 @@ use mooring::{
 };
 use rustix::process::Signal;
 use serde_json::Value;
-use tokio::{
-    task::AbortHandle,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 
 use super::{
     Ended, Error, Status,
@@ -37,6 +34,9 @@ const STRAGGLERS: Duration = Duration::from_secs(10);
 
 /// How long the init may take to end after SIGKILL. One with much memory to give back takes a while.
 pub(super) const SURVIVES: Duration = Duration::from_secs(10);
+
+/// The exit status of a process that SIGKILL ended.
+const BY_SIGKILL: i32 = 128 + Signal::KILL.as_raw();
 
 /// Whether the container is frozen.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -69,7 +69,6 @@ pub(super) struct Container {
     pub(super) ending: AtomicBool,
     /// Set when nothing of it is left.
     pub(super) deleted: AtomicBool,
-    pub(super) watchers: Mutex<Vec<AbortHandle>>,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -159,26 +158,36 @@ impl Container {
     }
 
     /// Watches the init, and out-of-memory kills.
-    pub(super) fn watch(self: &Arc<Self>, events: &Arc<dyn Events>) {
-        match OomWatch::new(&self.cgroup) {
-            Ok(Some(mut kills)) => {
-                let (id, events) = (self.id.clone(), Arc::clone(events));
-                let watcher = tokio::spawn(async move {
-                    while kills.next().await.is_some() {
-                        publish::oom(&*events, &id);
-                    }
-                });
-                lock(&self.watchers).push(watcher.abort_handle());
-            }
-            Ok(None) => {}
-            Err(error) => log::warn!("task {}: out-of-memory kills go unseen: {error}", self.id),
-        }
+    pub(super) fn watch(self: &Arc<Self>, events: &Arc<dyn Events>, all: &Arc<OomKills>) {
+        let kills = OomWatch::new(&self.cgroup, all).unwrap_or_else(|error| {
+            log::warn!("task {}: out-of-memory kills go unseen: {error}", self.id);
+            None
+        });
         let (container, events) = (Arc::clone(self), Arc::clone(events));
-        tokio::spawn(async move { container.init_ended(&*events).await });
+        tokio::spawn(async move {
+            let exit = container.init_exited(&*events, kills).await;
+            container.init_ended(exit, &*events).await;
+        });
     }
 
-    async fn init_ended(&self, events: &dyn Events) {
-        let exit = self.exited.clone().wait().await;
+    /// Waits for the init's exit, and tells of out-of-memory kills until then. One that explains the exit is told before it.
+    async fn init_exited(&self, events: &dyn Events, kills: Option<OomWatch>) -> Exit {
+        let mut exited = self.exited.clone();
+        let Some(mut kills) = kills else { return exited.wait().await };
+        loop {
+            tokio::select! {
+                exit = exited.wait() => {
+                    if kills.missed(exit.status == BY_SIGKILL) {
+                        publish::oom(events, &self.id);
+                    }
+                    return exit;
+                }
+                () = kills.next() => publish::oom(events, &self.id),
+            }
+        }
+    }
+
+    async fn init_ended(&self, exit: Exit, events: &dyn Events) {
         let _started = self.init.gate.lock().await;
         self.ending.store(true, Ordering::SeqCst);
         if !self.owns_pid_namespace
@@ -201,10 +210,6 @@ impl Container {
         if timeout(STRAGGLERS, others).await.is_err() {
             log::warn!("task {}: a process outlives its container", self.id);
         }
-        // A kill for want of memory explains the exit: its watcher, which was woken too, speaks first.
-        for _ in 0..2 {
-            tokio::task::yield_now().await;
-        }
         let ended = ended(exit);
         *lock(&self.frozen) = Frozen::No;
         publish::exited(events, &self.id, None, &ended);
@@ -225,13 +230,5 @@ impl Container {
             publish::exited(&*events, &id, Some(&exec_id), &ended);
             process.stop(ended);
         });
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        for watcher in lock(&self.watchers).iter() {
-            watcher.abort();
-        }
     }
 }

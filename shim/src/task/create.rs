@@ -105,10 +105,9 @@ async fn build(
         killed: Mutex::default(),
         ending: AtomicBool::new(false),
         deleted: AtomicBool::new(false),
-        watchers: Mutex::default(),
     });
     publish::created(&*parties.events, request, pid);
-    container.watch(&parties.events);
+    container.watch(&parties.events, &parties.oom_kills);
     Ok(container)
 }
 

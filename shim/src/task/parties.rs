@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use mooring::{id::Id, process::Reaper, runtime::Runtimes};
+use mooring::{cgroup::OomKills, id::Id, process::Reaper, runtime::Runtimes};
 
 use super::Pod;
 use crate::events::Events;
@@ -18,6 +18,7 @@ pub(super) struct Parties {
     pub(super) pod: Arc<dyn Pod>,
     pub(super) runtimes: Arc<Runtimes>,
     pub(super) reaper: Reaper,
+    pub(super) oom_kills: Arc<OomKills>,
     /// Where terminals arrive; a short path.
     pub(super) run_dir: PathBuf,
 }

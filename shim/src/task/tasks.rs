@@ -64,7 +64,8 @@ impl Tasks {
         reaper: Reaper,
         run_dir: PathBuf,
     ) -> Self {
-        let parties = Parties { namespace, events, pod, runtimes, reaper, run_dir };
+        let oom_kills = Arc::default();
+        let parties = Parties { namespace, events, pod, runtimes, reaper, oom_kills, run_dir };
         Self(Arc::new(Inner { parties, slots: Mutex::default() }))
     }
 
