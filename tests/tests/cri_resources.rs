@@ -8,7 +8,7 @@ use k8s_cri::v1 as cri;
 use mooring_e2e::cri::{Container, ContainerSpec, PodSpec};
 use mooring_e2e::node::{Settings, version};
 use mooring_e2e::suite;
-use mooring_e2e::suite::Case;
+use mooring_e2e::suite::{Case, Handler};
 use mooring_e2e::systemd;
 
 /// The folder of a process's cgroup for a controller, in either version.
@@ -178,9 +178,18 @@ async fn a_container_without_memory_is_reported_as_oom_killed(case: Case) -> Res
     spec.resources().memory_limit_in_bytes = 16 << 20;
     // The shell must not survive its child.
     spec.config.command = vec!["/bin/tail".into(), "/dev/zero".into()];
-    let container = pod.start(&spec).await?;
-    let status = container.exited_within(std::time::Duration::from_secs(20)).await?;
-    assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
+    for name in ["first", "second", "third"] {
+        if let Some(metadata) = &mut spec.config.metadata {
+            metadata.name = name.into();
+        }
+        let container = pod.start(&spec).await?;
+        let status = container.exited_within(std::time::Duration::from_secs(20)).await?;
+        assert_eq!(status.exit_code, 137, "{name}");
+        // systemd removes a scope as soon as it is empty: the peer, who reads there, misses one such kill in five.
+        if case.handler == Handler::Mooring || !systemd::is_first() {
+            assert_eq!(status.reason, "OOMKilled", "{name}");
+        }
+    }
     pod.end().await
 }
 
