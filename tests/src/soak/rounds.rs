@@ -110,8 +110,9 @@ impl World {
             let shim = shim_of(life.id())?.pid;
             all.push(Resident { life, name, container, shim });
         }
-        // A container that was told to start may not have become its program yet.
-        let begun = || !all_processes().iter().any(|one| one.command.contains("runc"));
+        // A container that was told to start may not have become its program yet, and has no name while it does.
+        let idle = || all_processes().into_iter().filter(|one| one.command == "/bin/sleep 100000");
+        let begun = || idle().count() == all.len();
         until(Duration::from_secs(10), "a container does not become its program", begun).await?;
         Ok(all)
     }
