@@ -14,6 +14,7 @@ pub mod direct;
 pub mod faults;
 pub mod fuse;
 pub mod images;
+pub mod kubelet;
 pub mod life;
 pub mod machine;
 pub mod node;

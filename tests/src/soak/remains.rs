@@ -6,7 +6,8 @@
 //! - firewall rules of CRI's network: a DEL without the result of an ADD that was cut does not find them, and containerd
 //!   then goes on without it. The network that shims use in a soak has no such rules;
 //! - a bundle that was renamed to a hidden name before its removal; at its next start containerd skips hidden names;
-//! - the lease of a call that was cut, which its client names at random and which runs out after a day.
+//! - the lease of a call that was cut, which its client names at random and which runs out after a day;
+//! - the lease that CRI makes before anything else of a pod, named as the pod, and never looks for again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,9 +69,11 @@ impl Own {
             });
         }
         if let Some(id) = line.strip_prefix("lease k8s.io/") {
-            let (number, rest) = id.split_once('-')?;
-            let random = number.parse::<u64>().is_ok() && rest.len() == 4;
-            return random.then(|| Self::Lease(id.to_owned()));
+            let pods = id.len() == 64 && id.bytes().all(|digit| digit.is_ascii_hexdigit());
+            let calls = id
+                .split_once('-')
+                .is_some_and(|(number, rest)| number.parse::<u64>().is_ok() && rest.len() == 4);
+            return (pods || calls).then(|| Self::Lease(id.to_owned()));
         }
         let at = line.strip_prefix("file ")?;
         if at.starts_with("/run/netns/cni-") {
@@ -132,10 +135,13 @@ mod tests {
             Some(Own::Bundle(format!("/node/state/{plugin}/.sandbox-8").into()))
         );
         assert_eq!(own("lease k8s.io/926820596-0byj"), Some(Own::Lease("926820596-0byj".into())));
+        let pod = "267c1114cce59763a1d052e17126d0341a063bf136e380c1fdb3739e2e677fd3";
+        assert_eq!(own(&format!("lease k8s.io/{pod}")), Some(Own::Lease(pod.into())));
         assert_eq!(own("iptables :CNI-00aa - [0:0]"), Some(Own::Chain("CNI-00aa".into())));
         for line in [
             "lease k8s.io/mooring-1".to_owned(),
             "lease default/926820596-0byj".to_owned(),
+            format!("lease default/{pod}"),
             "file /run/netns/mooring-1".to_owned(),
             "mount /run/netns/mooring-1 of type nsfs".to_owned(),
             "mount /run/netns/cni-1/x of type tmpfs".to_owned(),
