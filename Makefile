@@ -1,7 +1,7 @@
 # Mooring's tasks. Everything they need beside Rust is fetched by themselves, as root, on Debian 12 (see tools/deps.sh).
 #
 #   make build     the shim (static) and the operator's tool, optimised, into target/dist
-#   make install   them and example configuration below DESTDIR and PREFIX
+#   make install   them, manual pages, completions and example configuration below DESTDIR and PREFIX
 #   make lint      formatting, clippy, dependencies' licences and advisories, shell syntax
 #   make test      unit tests, end-to-end tests against a private containerd, the cgroup v2 machines
 #   make demo      one pod's life, from RunPodSandbox to nothing left behind
@@ -54,11 +54,17 @@ build: machine
 	@for one in $(SHIM) mooring; do cp $(BUILT)/$$one $(DIST)/$$one.new && mv -f $(DIST)/$$one.new $(DIST)/$$one; done
 	@tools/static.sh $(DIST)/$(SHIM) $(DIST)/mooring
 
+SHARE = $(DESTDIR)$(PREFIX)/share
 install:
 	@test -x $(DIST)/$(SHIM) || { echo 'nothing is built: run "make build" first' >&2; exit 1; }
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/mooring
+	install -d $(DESTDIR)$(PREFIX)/bin $(SHARE)/mooring $(SHARE)/bash-completion/completions \
+	  $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
 	install -m 0755 $(DIST)/$(SHIM) $(DIST)/mooring $(DESTDIR)$(PREFIX)/bin/
-	install -m 0644 examples/config.toml examples/containerd.toml examples/runtimeclass.yaml $(DESTDIR)$(PREFIX)/share/mooring/
+	install -m 0644 examples/config.toml examples/containerd.toml examples/runtimeclass.yaml $(SHARE)/mooring/
+	$(DIST)/mooring man $(SHARE)/man/man1
+	$(DIST)/mooring completion bash >$(SHARE)/bash-completion/completions/mooring
+	$(DIST)/mooring completion zsh >$(SHARE)/zsh/site-functions/_mooring
+	$(DIST)/mooring completion fish >$(SHARE)/fish/vendor_completions.d/mooring.fish
 
 lint: machine
 	$(CARGO) fmt --all --check

@@ -1,24 +1,49 @@
-//! The operator's tool for Mooring.
+//! The operator's tool for Mooring: looks at what it holds on a node, frees what was left behind, and installs it.
+//!
+//! Each command is a module that gets what was asked for and somewhere to write, and answers with an [`Exit`].
 #![forbid(unsafe_code)]
 
-use clap::{Parser, Subcommand};
+mod args;
+mod exit;
+mod manual;
 
-/// Looks at and repairs what Mooring holds on this node.
-#[derive(Parser)]
-#[command(name = "mooring", version)]
-struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
+use std::io::{self, Write};
 
-#[derive(Subcommand)]
-enum Command {
-    /// Prints the version.
-    Version,
-}
+use clap::Parser;
 
-fn main() {
-    match Args::parse().command {
-        Command::Version => println!("mooring {}", env!("CARGO_PKG_VERSION")),
+use args::{Args, Command};
+use exit::Exit;
+
+fn main() -> std::process::ExitCode {
+    let args = Args::parse();
+    let mut out = io::stdout().lock();
+    let answer = run(args.command, &mut out).and_then(|exit| {
+        out.flush()?;
+        Ok(exit)
+    });
+    match answer {
+        Ok(exit) => exit.into(),
+        // Whoever reads has seen enough.
+        Err(error) if is_broken_pipe(&error) => Exit::Clean.into(),
+        Err(error) => {
+            eprintln!("mooring: {error:#}");
+            exit::of(&error)
+        }
     }
+}
+
+fn run(command: Command, out: &mut dyn Write) -> anyhow::Result<Exit> {
+    match command {
+        Command::Version => {
+            writeln!(out, "mooring {}", env!("CARGO_PKG_VERSION"))?;
+            Ok(Exit::Clean)
+        }
+        Command::Man { folder } => manual::man(&folder),
+        Command::Completion { shell } => manual::completion(shell, out),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<io::Error>();
+    io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
