@@ -1,12 +1,14 @@
-//! What keeps a pod's namespaces: a parked thread of the shim, or the holder process.
+//! What keeps a pod's namespaces: a parked thread of the shim, the holder process, or pins.
 //!
 //! containerd builds every container's spec with `/proc/<id>/ns/…` of whatever stands for the pod. A thread of the
 //! shim serves for the usual pod and costs no process. The kernel demands a process in two cases: a shared PID
-//! namespace (its init) and a user namespace (`setns` refuses threads of a multi-threaded process, setns(2)).
-//! Nothing but this module knows which of the two a pod has; pinned namespaces can become a third way here.
+//! namespace (its init) and a user namespace (`setns` refuses threads of a multi-threaded process, setns(2)). Where the
+//! node's options say so, mounts of the namespaces' files stand in for the thread: then no number under /proc is the
+//! pod's. Nothing but this module knows which of the three a pod has.
 
 mod holder;
 mod inside;
+mod pinned;
 pub mod sysctls;
 mod thread;
 
@@ -20,7 +22,7 @@ use crate::{
     error::{Code, Coded},
     process::Reaper,
     released::Released,
-    sys::survivor::Survivors,
+    sys::{pin::PinError, survivor::Survivors},
 };
 pub use holder::HolderProgram;
 use sysctls::Sysctls;
@@ -57,9 +59,21 @@ pub enum User {
     },
 }
 
+/// What keeps the namespaces of a pod that needs no process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preference {
+    /// A parked thread.
+    #[default]
+    Thread,
+    /// Mounts.
+    Pinned,
+}
+
 /// What a keeper is to hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
+    /// The folder that the namespaces are to be pinned in, unless they need a process; none for a thread.
+    pub pins: Option<PathBuf>,
     pub net: Net,
     pub user: User,
     /// Whether the pod has an IPC namespace of its own.
@@ -77,6 +91,34 @@ impl Wanted {
     pub fn needs_process(&self) -> bool {
         self.shared_pid || self.user != User::Host
     }
+
+    /// What the journal is told before the keeper is made.
+    pub fn planned(&self) -> KeeperRecord {
+        match &self.pins {
+            _ if self.needs_process() => KeeperRecord::Holder { identity: None },
+            Some(folder) => KeeperRecord::Pinned { folder: folder.clone() },
+            None => KeeperRecord::Thread,
+        }
+    }
+}
+
+/// Where a pod's namespaces are to be found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Under this number in /proc: all of them, the node's too where the pod has them.
+    Process(u32),
+    /// In this folder: those that are the pod's own, but the network's, which is pinned elsewhere.
+    Pins(PathBuf),
+}
+
+impl Place {
+    /// The file of the namespace that the kernel calls `kind`.
+    pub fn path(&self, kind: &str) -> PathBuf {
+        match self {
+            Self::Process(pid) => format!("/proc/{pid}/ns/{kind}").into(),
+            Self::Pins(folder) => folder.join(kind),
+        }
+    }
 }
 
 /// What the journal knows of a keeper.
@@ -90,6 +132,8 @@ pub enum KeeperRecord {
         /// Its number and start time, once it runs.
         identity: Option<(i32, u64)>,
     },
+    /// Mounts in a folder: they are there when the shim is gone.
+    Pinned { folder: PathBuf },
 }
 
 /// A failure to make or end what stands for the pod.
@@ -107,6 +151,12 @@ pub enum KeeperError {
     /// The holder did not come up.
     #[error("holder: {0}")]
     Holder(String),
+    /// A namespace could not be pinned, or its pin not be removed.
+    #[error("pin {}: {source}", path.display())]
+    Pin { path: PathBuf, source: PinError },
+    /// A thread was lost.
+    #[error("{0}")]
+    Lost(&'static str),
 }
 
 impl Coded for KeeperError {
@@ -129,11 +179,13 @@ fn during(what: impl Into<String>) -> impl FnOnce(io::Error) -> KeeperError {
     move |source| KeeperError::Namespace { during, source }
 }
 
-/// A running keeper. Dropping it ends a thread; a holder is ended by [`Keeper::end`] or by the shim's death.
+/// A running keeper. Dropping it ends a thread; a holder is ended by [`Keeper::end`] or by the shim's death, pins by
+/// [`Keeper::end`] or [`release`] alone.
 #[derive(Debug)]
 pub enum Keeper {
     Thread(thread::Parked),
     Holder(holder::Holder),
+    Pinned(pinned::Pins),
 }
 
 impl Keeper {
@@ -145,18 +197,34 @@ impl Keeper {
         reaper: &Reaper,
         program: HolderProgram,
     ) -> Result<Self, KeeperError> {
-        if wanted.needs_process() {
-            return holder::Holder::start(wanted, reaper, program).await.map(Self::Holder);
-        }
-        let parked = tokio::task::spawn_blocking(move || thread::Parked::start(&wanted)).await;
-        parked.unwrap_or_else(|error| Err(KeeperError::Holder(error.to_string()))).map(Self::Thread)
+        let made = match wanted.planned() {
+            KeeperRecord::Holder { .. } => {
+                return holder::Holder::start(wanted, reaper, program).await.map(Self::Holder);
+            }
+            KeeperRecord::Thread => tokio::task::spawn_blocking(move || {
+                thread::Parked::start(&wanted).map(Self::Thread)
+            }),
+            KeeperRecord::Pinned { folder } => tokio::task::spawn_blocking(move || {
+                pinned::Pins::make(&wanted, &folder).map(Self::Pinned)
+            }),
+        };
+        made.await.unwrap_or_else(|error| Err(KeeperError::Holder(error.to_string())))
     }
 
-    /// The number under /proc whose namespaces are the pod's.
+    /// The number under /proc whose namespaces are the pod's; 0 where there is none.
     pub fn pid(&self) -> u32 {
         match self {
             Self::Thread(parked) => parked.tid(),
             Self::Holder(holder) => holder.pid(),
+            Self::Pinned(_) => 0,
+        }
+    }
+
+    /// Where the pod's namespaces are.
+    pub fn place(&self) -> Place {
+        match self {
+            Self::Thread(_) | Self::Holder(_) => Place::Process(self.pid()),
+            Self::Pinned(pins) => Place::Pins(pins.folder().to_owned()),
         }
     }
 
@@ -165,20 +233,20 @@ impl Keeper {
         match self {
             Self::Thread(_) => KeeperRecord::Thread,
             Self::Holder(holder) => KeeperRecord::Holder { identity: Some(holder.identity()) },
+            Self::Pinned(pins) => KeeperRecord::Pinned { folder: pins.folder().to_owned() },
         }
     }
 
-    /// Resolves when a holder ends by itself or by somebody's hand; never for a thread.
+    /// Resolves when a holder ends by itself or by somebody's hand; never for a thread or pins.
     pub fn exited(&self) -> Option<crate::process::Exited> {
         match self {
-            Self::Thread(_) => None,
+            Self::Thread(_) | Self::Pinned(_) => None,
             Self::Holder(holder) => Some(holder.exited()),
         }
     }
 
     /// Ends the keeper and waits until it holds no namespace any more, a holder until `deadline`. What is left then is
-    /// for [`release`] by its record. Returns the exit status: 0 for a thread that ended as told, the holder's own
-    /// otherwise.
+    /// for [`release`] by its record. Returns the exit status: the holder's own, else 0.
     pub async fn end(self, deadline: Instant) -> Result<i32, KeeperError> {
         match self {
             Self::Thread(parked) => {
@@ -187,16 +255,23 @@ impl Keeper {
                 Ok(0)
             }
             Self::Holder(holder) => holder.end(deadline).await,
+            Self::Pinned(pins) => {
+                let ended = tokio::task::spawn_blocking(move || pinned::release(pins.folder()));
+                let lost = |_| Err(KeeperError::Lost("the thread that unpins was lost"));
+                ended.await.unwrap_or_else(lost).map(|_| 0)
+            }
         }
     }
 }
 
-/// Ends what a dead shim's keeper left: nothing for a thread, the process of that identity for a holder.
+/// Ends what a dead shim's keeper left: nothing for a thread, the process of that identity for a holder, the mounts of
+/// pins.
 pub fn release(record: &KeeperRecord) -> Result<Released, KeeperError> {
     match record {
         KeeperRecord::Thread | KeeperRecord::Holder { identity: None } => Ok(Released::AlreadyGone),
         KeeperRecord::Holder { identity: Some((pid, start_time)) } => {
             holder::kill_by_identity(*pid, *start_time)
         }
+        KeeperRecord::Pinned { folder } => pinned::release(folder),
     }
 }

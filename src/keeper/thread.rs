@@ -77,7 +77,8 @@ impl Drop for Parked {
     }
 }
 
-fn enter(wanted: &Wanted) -> Result<(), KeeperError> {
+/// Makes the pod's namespaces around the calling thread and sets them up.
+pub(super) fn enter(wanted: &Wanted) -> Result<(), KeeperError> {
     if let Net::Join(path) = &wanted.net {
         let name = path.display().to_string();
         let file = File::open(path).map_err(during(format!("open {name}")))?;
@@ -97,10 +98,10 @@ fn enter(wanted: &Wanted) -> Result<(), KeeperError> {
 }
 
 /// The namespaces that the thread came from.
-struct Home([File; 3]);
+pub(super) struct Home([File; 3]);
 
 impl Home {
-    fn open() -> Result<Self, KeeperError> {
+    pub(super) fn open() -> Result<Self, KeeperError> {
         let open = |kind: &str| {
             let path = format!("/proc/thread-self/ns/{kind}");
             File::open(&path).map_err(during(format!("open {path}")))
@@ -108,7 +109,7 @@ impl Home {
         Ok(Self([open("net")?, open("ipc")?, open("uts")?]))
     }
 
-    fn enter(&self) {
+    pub(super) fn enter(&self) {
         for namespace in &self.0 {
             // On failure the thread's end lets go of the namespace all the same, a moment later.
             let _ = nix::sched::setns(namespace, CloneFlags::empty());
@@ -123,6 +124,7 @@ mod tests {
 
     fn wanted() -> Wanted {
         Wanted {
+            pins: None,
             net: Net::New,
             user: User::Host,
             ipc: true,

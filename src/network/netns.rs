@@ -5,19 +5,15 @@
 //! can be given a path. A reboot takes the mount away; the file may stay.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io,
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::fs::OpenOptionsExt,
-    },
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     thread,
 };
 
 use nix::{
     errno::Errno,
-    mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
     sys::statfs::{NSFS_MAGIC, fstatfs, statfs},
 };
@@ -28,9 +24,8 @@ use super::netlink;
 use crate::{
     error::{Code, Coded},
     id::Id,
-    interleave::point,
     released::Released,
-    sys::unmount,
+    sys::pin::{self, PinError},
 };
 
 /// The folder that `ip netns` and containerd use too.
@@ -87,6 +82,13 @@ fn failed(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Er
     Error::Failed { action, path: path.to_owned(), source: source.into() }
 }
 
+fn unpinned(path: &Path, error: PinError) -> Error {
+    match error {
+        PinError::Taken => Error::Taken { path: path.to_owned() },
+        PinError::Failed { action, source } => failed(action, path, source),
+    }
+}
+
 /// The file for a sandbox's namespace below `dir`. Ids hold no two separators in a row, so no two sandboxes share it;
 /// and it is known before the namespace is made, so that a crash in between loses nothing.
 pub fn path_for(dir: &Path, namespace: &Id, sandbox: &Id) -> PathBuf {
@@ -113,51 +115,19 @@ pub fn pin(path: &Path, netns: BorrowedFd<'_>) -> Result<NetnsRecord, Error> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).map_err(|error| failed("folder", path, error))?;
     }
-    point("make the file of the network namespace");
-    let create = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o444)
-        .custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits())
-        .open(path);
-    match create {
-        Ok(_) => {}
-        // A file without mount was left by a crash or a reboot and serves again.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_plain_file(path) => {
-            if is_open(path) {
-                return Err(Error::Taken { path: path.to_owned() });
-            }
-        }
-        Err(error) => return Err(failed("file", path, error)),
-    }
-    let source = format!("/proc/self/fd/{}", netns.as_raw_fd());
-    point("pin the network namespace");
-    let bound = mount(Some(source.as_str()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>);
-    if let Err(error) = bound {
-        // Best effort: the failed mount is what the caller has to know.
-        let _ = fs::remove_file(path);
-        return Err(failed("mount", path, error));
-    }
+    pin::pin(path, netns).map_err(|error| unpinned(path, error))?;
     Ok(NetnsRecord { path: path.to_owned() })
 }
 
 /// Unmounts the namespace and removes its file. A busy one is waited for briefly, then detached. May sleep: not for
 /// the async thread.
 pub fn release(record: &NetnsRecord) -> Result<Released, Error> {
-    let path = &record.path;
-    point("unpin the network namespace");
-    let released = unmount::all(path).map_err(|error| failed("unmount", path, error))?;
-    point("remove the file of the network namespace");
-    match fs::remove_file(path) {
-        Ok(()) => Ok(Released::Done),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(released),
-        Err(error) => Err(failed("removal", path, error)),
-    }
+    pin::unpin(&record.path).map_err(|error| unpinned(&record.path, error))
 }
 
 /// Whether a namespace is to be found at `path`: it is there, and it is of nsfs. A file whose mount is gone is not.
 pub fn is_open(path: &Path) -> bool {
-    statfs(path).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC)
+    pin::is_pinned(path)
 }
 
 /// Checks that `path` leads to a network namespace, whoever made it.
@@ -214,10 +184,6 @@ fn is_netns(netns: BorrowedFd<'_>) -> Result<bool, io::Error> {
         Err(Error::Enter(error)) => Err(error),
         Err(error) => Err(io::Error::other(error)),
     }
-}
-
-fn is_plain_file(path: &Path) -> bool {
-    path.symlink_metadata().is_ok_and(|found| found.is_file())
 }
 
 /// Namespaces belong to threads: one that ends takes nothing of it back to the others.

@@ -60,6 +60,8 @@ keys! {
         "how long one call of the OCI runtime may take; then it is killed with everything that it started, and the request fails with `DeadlineExceeded`";
     "NetworkOwner" => network_owner, Setting::read,
         "who makes a pod's network: `client`, `shim`, or `auto`, which is the client where it gave a network namespace (Kubernetes does), else the shim";
+    "Keeper" => keeper, Setting::read,
+        "what holds the namespaces of a pod that needs no process: `thread`, one of the shim's, or `pinned`, mounts below the pod's folder: then no pid stands for the pod (docs/namespaces.md)";
     "CniConfDir" => network.conf_dir, Setting::read,
         "pods that the shim networks: where network configurations lie";
     "CniBinDirs" => network.bin_dirs, Setting::read,

@@ -26,7 +26,7 @@ use thiserror::Error;
 
 use crate::{
     error::{Code, Coded},
-    network,
+    keeper, network,
     runtime::RuntimeSettings,
 };
 
@@ -47,6 +47,8 @@ pub struct Options {
     /// How pods are networked that the shim networks.
     pub network: network::Settings,
     pub network_owner: NetworkOwner,
+    /// What keeps the namespaces of a pod that needs no process.
+    pub keeper: keeper::Preference,
     /// The cgroup that the shim itself belongs in; empty for the one that it was started in.
     pub shim_cgroup: String,
     /// Where the journal and whatever must survive a reboot lie.
@@ -64,6 +66,7 @@ impl Default for Options {
             runtime: RuntimeSettings::default(),
             network: network::Settings::default(),
             network_owner: NetworkOwner::default(),
+            keeper: keeper::Preference::default(),
             shim_cgroup: String::new(),
             state_root: "/var/lib/mooring".into(),
             run_root: "/run/mooring".into(),

@@ -30,6 +30,7 @@ fn the_table_of_a_handler_is_read() {
         SystemdCgroup = true
         IoUid = 1000
         NetworkOwner = "shim"
+        Keeper = "pinned"
         CniBinDirs = ["/a", "/b"]
         CniTimeout = "1m30s"
         RuntimeTimeout = 5
@@ -42,6 +43,7 @@ fn the_table_of_a_handler_is_read() {
     assert!(options.runtime.systemd_cgroup);
     assert_eq!(options.runtime.io_uid, 1000);
     assert_eq!(options.network_owner, NetworkOwner::Shim);
+    assert_eq!(options.keeper, keeper::Preference::Pinned);
     assert_eq!(options.network.bin_dirs, [PathBuf::from("/a"), PathBuf::from("/b")]);
     assert_eq!(options.network.timeout, Duration::from_secs(90));
     assert_eq!(options.runtime.timeout, Duration::from_secs(5));

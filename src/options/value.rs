@@ -9,7 +9,7 @@ use thiserror::Error;
 use toml::Value;
 
 use super::{NetworkOwner, time};
-use crate::network;
+use crate::{keeper, network};
 
 /// What an option can be.
 pub(super) trait Setting: Sized {
@@ -113,6 +113,16 @@ impl Setting for NetworkOwner {
     }
 }
 
+impl Setting for keeper::Preference {
+    fn read(value: &Value) -> Result<Self, Wrong> {
+        match value.as_str() {
+            Some("thread") => Ok(Self::Thread),
+            Some("pinned") => Ok(Self::Pinned),
+            _ => Err(wrong("\"thread\" or \"pinned\"", value)),
+        }
+    }
+}
+
 /// A program: a path, or a name.
 pub(super) fn program(value: &Value) -> Result<PathBuf, Wrong> {
     let name = value.as_str().filter(|name| !name.is_empty());
@@ -160,9 +170,15 @@ mod show {
         }
     }
 
-    impl Show for NetworkOwner {
-        fn show(&self) -> String {
-            format!("{:?}", format!("{self:?}").to_lowercase())
-        }
+    macro_rules! as_words {
+        ($($kind:ty),*) => {$(
+            impl Show for $kind {
+                fn show(&self) -> String {
+                    format!("{:?}", format!("{self:?}").to_lowercase())
+                }
+            }
+        )*};
     }
+
+    as_words!(NetworkOwner, keeper::Preference);
 }

@@ -33,7 +33,12 @@ type Outcome = Result<Released, StepError>;
 impl Kind for KeeperRecord {
     fn declared(&self) -> Declared {
         let step = const { releasing(PLAN, "keeper") };
-        Declared { name: "keeper", step, reboot: Reboot::NameReused }
+        let reboot = match self {
+            Self::Thread | Self::Holder { .. } => Reboot::NameReused,
+            // The mounts are gone; the files may be there.
+            Self::Pinned { .. } => Reboot::Ends,
+        };
+        Declared { name: "keeper", step, reboot }
     }
 
     async fn release(&self, _: &Parties, _: Instant) -> Outcome {

@@ -14,14 +14,22 @@ fn one_of_each() -> Vec<Resource> {
 
 fn after(resource: &Resource) -> Option<Resource> {
     Some(match resource {
-        Resource::Keeper(_) => Resource::Network(Box::new(AttachmentRecord {
-            container_id: "pod".into(),
-            netns: "/x/netns".into(),
-            args: vec![],
-            capabilities: serde_json::Map::new(),
-            settings: crate::network::Settings::default(),
-            networks: vec![],
-        })),
+        Resource::Keeper(KeeperRecord::Thread) => {
+            Resource::Keeper(KeeperRecord::Holder { identity: None })
+        }
+        Resource::Keeper(KeeperRecord::Holder { .. }) => {
+            Resource::Keeper(KeeperRecord::Pinned { folder: "/x/ns".into() })
+        }
+        Resource::Keeper(KeeperRecord::Pinned { .. }) => {
+            Resource::Network(Box::new(AttachmentRecord {
+                container_id: "pod".into(),
+                netns: "/x/netns".into(),
+                args: vec![],
+                capabilities: serde_json::Map::new(),
+                settings: crate::network::Settings::default(),
+                networks: vec![],
+            }))
+        }
         Resource::Network(_) => Resource::Netns(NetnsRecord { path: "/x/netns".into() }),
         Resource::Netns(_) => {
             let id = crate::id::Id::new("pod").unwrap();
@@ -78,7 +86,8 @@ fn after_a_reboot_processes_and_cgroups_of_the_same_name_are_anothers() {
     let reused = all.iter().filter(|resource| resource.is_anothers_after_reboot());
     let mut kinds: Vec<&str> = reused.map(Journaled::kind).collect();
     kinds.sort_unstable();
-    assert_eq!(kinds, ["cgroup", "keeper"]);
+    // A thread's, a holder's; pins are files of the pod's own.
+    assert_eq!(kinds, ["cgroup", "keeper", "keeper"]);
 }
 
 /// Journals of earlier builds, as they wrote them.

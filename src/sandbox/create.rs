@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -53,6 +53,15 @@ pub(super) enum Network {
 }
 
 impl Network {
+    /// The file that the pod's namespace is pinned at, which is `own` where the shim makes it; none on the node's network.
+    pub(super) fn path<'a>(&'a self, own: &'a Path) -> Option<&'a Path> {
+        match self {
+            Self::Host => None,
+            Self::Client(path) | Self::Attach(path) => Some(path),
+            Self::Own => Some(own),
+        }
+    }
+
     fn decide(
         owner: NetworkOwner,
         config: &PodConfig,
@@ -172,7 +181,7 @@ impl Sandbox {
     }
 }
 
-fn unknown(path: &std::path::Path, why: &dyn std::fmt::Display) -> Error {
+fn unknown(path: &Path, why: &dyn std::fmt::Display) -> Error {
     Error::Invalid(format!("network namespace {} cannot be a pod's: {why}", path.display()))
 }
 

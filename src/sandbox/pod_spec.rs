@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{Error, Pod, Sandbox, config::Scope, create::Network, start::node_name};
+use super::{Error, Pod, Sandbox, config::Scope, start::node_name};
 use crate::{
     cgroup,
     id::Id,
-    keeper::IdMapping,
+    keeper::{IdMapping, Place},
     mounts::{
         files::FilesRecord,
         pod_files::{self, PodFiles},
@@ -33,7 +33,7 @@ impl Sandbox {
     /// there.
     pub fn spec(&self) -> Result<Value, Error> {
         let pod = self.state().pod().cloned().ok_or(Error::NotFound)?;
-        let pid = self.own_pid();
+        let place = self.place();
         let config = &pod.config;
         // A client of the Sandbox API gave a specification; the pod has what it says.
         let given = config.original.get("ociVersion").is_some();
@@ -56,7 +56,10 @@ impl Sandbox {
         }
         fields.insert("annotations".into(), annotations);
         let mut linux = spec.get("linux").and_then(Value::as_object).cloned().unwrap_or_default();
-        linux.insert("namespaces".into(), namespaces(&pod, pid, &self.own_netns()).into());
+        linux.insert(
+            "namespaces".into(),
+            namespaces(&pod, place.as_ref(), &self.own_netns()).into(),
+        );
         if let Some(group) = group(&pod, self.id())? {
             linux.insert("cgroupsPath".into(), group.into());
         }
@@ -79,7 +82,7 @@ impl Sandbox {
     }
 
     /// Where the network namespace is that the sandbox makes itself.
-    fn own_netns(&self) -> PathBuf {
+    pub(super) fn own_netns(&self) -> PathBuf {
         netns::path_for(netns::DEFAULT_DIR.as_ref(), &self.env.namespace, self.id())
     }
 }
@@ -107,19 +110,15 @@ fn cri_annotations(pod: &Pod, id: &Id) -> Map<String, Value> {
 
 /// The pod's namespaces, by path as far as something keeps them. The network's is its mount, which lives as long as the
 /// namespace is the pod's.
-fn namespaces(pod: &Pod, pid: Option<u32>, own: &Path) -> Vec<Value> {
+fn namespaces(pod: &Pod, place: Option<&Place>, own: &Path) -> Vec<Value> {
     let config = &pod.config;
-    let kept = |kind: &str| match pid {
-        Some(pid) => json!({"type": kind, "path": format!("/proc/{pid}/ns/{kind}")}),
+    let kept = |kind: &str| match place {
+        Some(place) => json!({"type": kind, "path": place.path(kind)}),
         None => json!({"type": kind}),
     };
     let mut all = Vec::new();
-    match &pod.network {
-        Network::Host => {}
-        Network::Client(path) | Network::Attach(path) => {
-            all.push(json!({"type": "network", "path": path}));
-        }
-        Network::Own => all.push(json!({"type": "network", "path": own})),
+    if let Some(path) = pod.network.path(own) {
+        all.push(json!({"type": "network", "path": path}));
     }
     if config.ipc == Scope::Pod {
         all.push(kept("ipc"));

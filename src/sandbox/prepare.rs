@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     id::Id,
+    keeper::Place,
     mounts::{
         files::FilesRecord,
         label,
@@ -20,8 +21,10 @@ use crate::{
 impl Sandbox {
     /// Completes the spec of a container that is about to be created. Says whether it changed.
     pub async fn prepare(&self, container: &Id, document: &mut Value) -> Result<bool, Error> {
-        let (pod, pid) = match &*self.state() {
-            State::Ready { pod, pid, .. } => (std::sync::Arc::clone(pod), *pid),
+        let (pod, place) = match &*self.state() {
+            State::Ready { pod, keeper: Some(keeper), .. } => {
+                (std::sync::Arc::clone(pod), keeper.place())
+            }
             _ => {
                 return Err(Error::Precondition(format!(
                     "container {:?} wants into a sandbox that is not ready",
@@ -30,7 +33,7 @@ impl Sandbox {
             }
         };
         let before = document.clone();
-        join_namespaces(document, &pod, pid);
+        join_namespaces(document, &pod, &place, &self.own_netns());
         let (wanted, of) = (document.clone(), std::sync::Arc::clone(&pod));
         blocking(move || namespaces::check(&wanted, &of.config)).await??;
         let files = FilesRecord::in_dir(&self.env.run_dir());
@@ -51,7 +54,7 @@ impl Sandbox {
 
 /// Lets a spec that names no namespaces of the pod join them. CRI's specs name them by path already; other clients
 /// ask for new ones, and in a sandbox that means the sandbox's.
-fn join_namespaces(document: &mut Value, pod: &Pod, pid: u32) {
+fn join_namespaces(document: &mut Value, pod: &Pod, place: &Place, own_netns: &Path) {
     let Some(namespaces) = document.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut)
     else {
         return;
@@ -65,20 +68,25 @@ fn join_namespaces(document: &mut Value, pod: &Pod, pid: u32) {
         shared.push(("user", "user"));
     }
     let mut joined_uts = false;
-    for namespace in namespaces.iter_mut() {
-        let text =
-            |key: &str| namespace.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let (kind, path) = (text("type"), text("path"));
-        if let Some((_, file)) = shared.iter().find(|(name, _)| *name == kind)
-            && path.is_empty()
-        {
-            *namespace = json!({"type": kind, "path": format!("/proc/{pid}/ns/{file}")});
-            joined_uts |= kind == "uts";
+    namespaces.retain_mut(|namespace| {
+        let text = |key: &str| namespace.get(key).and_then(Value::as_str).unwrap_or_default();
+        let (kind, path) = (text("type").to_owned(), text("path"));
+        let Some((_, file)) = shared.iter().find(|(name, _)| *name == kind) else { return true };
+        // No process has the number 0. A client that builds paths from the number that it was given means the pod's.
+        let by_number = matches!(place, Place::Pins(_)) && path == format!("/proc/0/ns/{file}");
+        if !path.is_empty() && !by_number {
+            return true;
         }
-    }
+        joined_uts |= kind == "uts";
+        let path = path_of(file, pod, place, own_netns);
+        if let Some(path) = &path {
+            *namespace = json!({"type": kind, "path": path});
+        }
+        path.is_some()
+    });
     if let Some((uids, gids)) = &pod.config.user {
         if !namespaces.iter().any(|namespace| namespace.get("type") == Some(&json!("user"))) {
-            namespaces.push(json!({"type": "user", "path": format!("/proc/{pid}/ns/user")}));
+            namespaces.push(json!({"type": "user", "path": place.path("user")}));
         }
         if let Some(linux) = document.pointer_mut("/linux").and_then(Value::as_object_mut) {
             linux.entry("uidMappings").or_insert_with(|| oci_mappings(uids));
@@ -89,4 +97,18 @@ fn join_namespaces(document: &mut Value, pod: &Pod, pid: u32) {
         // The runtime would set it in the pod's namespace, for all containers.
         spec.remove("hostname");
     }
+}
+
+/// Where the pod's namespace is that the kernel calls `file`. None: it is the node's, which a container is in that asks
+/// for no other.
+fn path_of(file: &str, pod: &Pod, place: &Place, own_netns: &Path) -> Option<PathBuf> {
+    let is_pinned = match (place, file) {
+        (Place::Process(_), _) => true,
+        (Place::Pins(_), "net") => return pod.network.path(own_netns).map(Path::to_owned),
+        (Place::Pins(_), "ipc") => pod.config.ipc == Scope::Pod,
+        (Place::Pins(_), "uts") => pod.config.own_uts,
+        // A pod with one of these has a holder.
+        (Place::Pins(_), _) => false,
+    };
+    is_pinned.then(|| place.path(file))
 }

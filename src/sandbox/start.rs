@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{Error, Pod, Sandbox, State, blocking, config::Scope, create::Network};
 use crate::{
     cgroup::{self, Cgroup},
-    keeper::{Keeper, KeeperRecord, Net, User, Wanted},
+    keeper::{Keeper, Net, Preference, User, Wanted},
     mounts::{files, kernel::System, shm},
     network::{self, netns},
     resources::Resource,
@@ -19,11 +19,14 @@ use crate::{
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Started {
-    /// The number under /proc whose namespaces are the pod's.
+    /// The number under /proc whose namespaces are the pod's; 0 where nothing but their mounts stands for it.
     pub pid: u32,
     /// When the sandbox was created.
     pub created_at: SystemTime,
 }
+
+/// The folder of the pod's that its namespaces are pinned in.
+const PINS: &str = "ns";
 
 /// How long the keeper of a start that failed may take to end.
 const END: Duration = Duration::from_secs(10);
@@ -77,12 +80,10 @@ impl Sandbox {
         if inside_user && pod.config.user.is_none() {
             wanted.net = Net::Host;
         }
-        let kind = if wanted.needs_process() {
-            KeeperRecord::Holder { identity: None }
-        } else {
-            KeeperRecord::Thread
-        };
-        let entry = pod.intend(Resource::Keeper(kind)).await?;
+        if self.env.options.keeper == Preference::Pinned {
+            wanted.pins = Some(self.env.run_dir().join(PINS));
+        }
+        let entry = pod.intend(Resource::Keeper(wanted.planned())).await?;
         let keeper = Keeper::start(wanted, &self.env.reaper, self.env.holder).await?;
         let finished = self.finish(pod, &keeper, entry, inside_user, own_path).await;
         match finished {
@@ -312,6 +313,7 @@ fn wanted(pod: &Pod, net: Net) -> Wanted {
     };
     let uts = config.own_uts.then(|| config.hostname.clone().unwrap_or_else(node_name));
     Wanted {
+        pins: None,
         net,
         user,
         ipc: config.ipc == Scope::Pod,

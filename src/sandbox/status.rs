@@ -5,12 +5,16 @@ use std::{collections::BTreeMap, time::SystemTime};
 use serde_json::json;
 
 use super::{Error, Pod, Sandbox, State, create::Network};
-use crate::{network::netns, resources::Resource};
+use crate::{
+    keeper::{Keeper, Place},
+    network::netns,
+    resources::Resource,
+};
 
 /// The state of a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
-    /// The number under /proc that stands for the pod.
+    /// The number under /proc that stands for the pod; 0 where none does.
     pub pid: u32,
     pub ready: bool,
     pub created_at: SystemTime,
@@ -73,8 +77,16 @@ impl Sandbox {
 
     /// The process or thread that stands for the pod, while one does.
     pub fn own_pid(&self) -> Option<u32> {
+        match self.place()? {
+            Place::Process(pid) => Some(pid),
+            Place::Pins(_) => None,
+        }
+    }
+
+    /// Where the pod's namespaces are, while something keeps them.
+    pub(super) fn place(&self) -> Option<Place> {
         match &*self.state() {
-            State::Ready { pid, .. } => Some(*pid),
+            State::Ready { keeper, .. } => keeper.as_ref().map(Keeper::place),
             _ => None,
         }
     }

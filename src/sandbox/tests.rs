@@ -1,7 +1,7 @@
 //! The state machine with fake parties: containerd, CNI plugins and tasks are in memory, the kernel is the real one.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -9,6 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use proptest::prelude::*;
+use serde_json::json;
 use tokio::time::{Instant, timeout};
 
 use super::{
@@ -18,6 +19,7 @@ use crate::{
     containerd::fake::{FakeContainerd, Fault},
     error::{Code, Coded},
     id::Id,
+    keeper::Preference,
     network::{
         Operation,
         fake::{self, FakePlugins},
@@ -25,7 +27,7 @@ use crate::{
     options::Options,
     process::Reaper,
     resources::Resource,
-    sys::survivor::Survivors,
+    sys::{pin, survivor::Survivors},
     teardown::journal,
 };
 
@@ -109,6 +111,10 @@ const SPEC: &str = r#"{"ociVersion":"1.0.2","hostname":"moored"}"#;
 
 impl World {
     fn new(name: &str) -> Self {
+        Self::kept_by(Preference::Thread, name)
+    }
+
+    fn kept_by(keeper: Preference, name: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for (file, text) in [
             ("bundle/config.json", SPEC),
@@ -124,6 +130,7 @@ impl World {
         let mut options = Options {
             state_root: folder.path().join("state"),
             run_root: folder.path().join("run"),
+            keeper,
             ..Options::default()
         };
         options.network.conf_dir = folder.path().join("net.d");
@@ -275,6 +282,97 @@ async fn a_sandbox_goes_through_its_life_and_leaves_nothing() {
     world.sandbox.shutdown().await.unwrap();
     assert!(!world.folder.path().join("state/unit").exists());
     assert_eq!(world.sandbox.status(false).unwrap_err().code(), Code::NotFound);
+}
+
+/// The pods' namespaces of a specification, by their kind.
+fn namespaces(spec: &serde_json::Value) -> BTreeMap<String, Option<String>> {
+    let all = spec.pointer("/linux/namespaces").and_then(serde_json::Value::as_array).unwrap();
+    let text = |one: &serde_json::Value, key| one.get(key)?.as_str().map(str::to_owned);
+    all.iter().map(|one| (text(one, "type").unwrap(), text(one, "path"))).collect()
+}
+
+#[tokio::test]
+async fn pinned_namespaces_have_no_number_and_are_joined_by_path() {
+    let world = World::kept_by(Preference::Pinned, "pinned");
+    world.sandbox.create(world.request()).await.unwrap();
+    assert_eq!(world.sandbox.start().await.unwrap().pid, 0);
+    let status = world.sandbox.status(false).unwrap();
+    assert!(status.ready && status.pid == 0 && world.sandbox.own_pid().is_none());
+    let own = namespaces(&world.sandbox.spec().unwrap());
+    let pins = world.folder.path().join("run/unit").join(&world.id).join("ns");
+    let at = |kind| Some(pins.join(kind).display().to_string());
+    let wanted = [
+        ("ipc".to_owned(), at("ipc")),
+        ("network".to_owned(), Some(world.netns().display().to_string())),
+        ("uts".to_owned(), at("uts")),
+    ];
+    assert_eq!(own, wanted.into());
+    assert!(own.values().flatten().all(|path| pin::is_pinned(Path::new(path))), "{own:?}");
+    // What a client asks for that knows no paths, and one that builds them from the number it was given.
+    for path in ["", "/proc/0/ns/"] {
+        let file = |kind: &str| match kind {
+            "network" => "net".to_owned(),
+            other => other.to_owned(),
+        };
+        let one = |kind: &str| match path {
+            "" => json!({"type": kind}),
+            path => json!({"type": kind, "path": format!("{path}{}", file(kind))}),
+        };
+        let mut spec = json!({
+            "ociVersion": "1.2.0", "hostname": "x", "mounts": [],
+            "linux": {"namespaces": [{"type": "pid"}, one("network"), one("ipc"), one("uts")]},
+        });
+        world.sandbox.prepare(&id("c"), &mut spec).await.unwrap();
+        let mut joined = namespaces(&spec);
+        assert_eq!(joined.remove("pid"), Some(None));
+        assert_eq!(joined, own);
+        assert_eq!(spec.get("hostname"), None);
+    }
+    // What is not the pod's to give stays refused.
+    for (kind, path) in [("pid", "/proc/0/ns/pid"), ("uts", "/proc/1/ns/uts")] {
+        let mut spec = json!({"linux": {"namespaces": [{"type": kind, "path": path}]}});
+        let error = world.sandbox.prepare(&id("c"), &mut spec).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+    }
+    world.sandbox.stop(None).await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
+    let after = namespaces(&world.sandbox.spec().unwrap());
+    assert_eq!((&after["ipc"], &after["uts"]), (&None, &None));
+    world.sandbox.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pod_of_the_nodes_namespaces_pins_none() {
+    let world = World::kept_by(Preference::Pinned, "nodes");
+    let spec = r#"{"ociVersion":"1.0.2","linux":{"namespaces":[{"type":"mount"}]}}"#;
+    std::fs::write(world.folder.path().join("bundle/config.json"), spec).unwrap();
+    world.sandbox.create(world.request()).await.unwrap();
+    assert_eq!(world.sandbox.start().await.unwrap().pid, 0);
+    let kinds = json!([{"type": "network"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}]);
+    let mut spec = json!({"hostname": "x", "mounts": [], "linux": {"namespaces": kinds}});
+    world.sandbox.prepare(&id("c"), &mut spec).await.unwrap();
+    // It is in the node's without asking, and its name is not to be set there.
+    assert_eq!(namespaces(&spec), [("mount".to_owned(), None)].into());
+    assert_eq!(spec.get("hostname"), None);
+    world.sandbox.shutdown().await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
+}
+
+/// The shim dies while its namespaces live on: they are what a recovery by the journal has to end.
+#[tokio::test]
+async fn pins_of_a_shim_that_is_gone_are_released_by_the_journal() {
+    let world = World::kept_by(Preference::Pinned, "gone");
+    world.sandbox.create(world.request()).await.unwrap();
+    world.sandbox.start().await.unwrap();
+    let next = world.another(|options| options.keeper = Preference::Thread);
+    let World { folder, id, sandbox, containerd, plugins, tasks } = world;
+    drop(sandbox);
+    let pins = folder.path().join("run/unit").join(&id).join("ns");
+    assert!(pin::is_pinned(&pins.join("ipc")) && pin::is_pinned(&pins.join("uts")));
+    let world = World { folder, id, sandbox: next, containerd, plugins, tasks };
+    world.sandbox.create(world.request()).await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
+    world.sandbox.shutdown().await.unwrap();
 }
 
 #[tokio::test]
@@ -543,10 +641,13 @@ proptest! {
     /// Whatever a client does in whatever order: no call hangs, and once a stop has succeeded nothing is left, no
     /// container runs, and every ADD has had its DEL.
     #[test]
-    fn any_sequence_of_calls_and_faults_ends_clean(events in events()) {
+    fn any_sequence_of_calls_and_faults_ends_clean(
+        events in events(),
+        keeper in prop::sample::select(vec![Preference::Thread, Preference::Pinned]),
+    ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let world = World::new("any");
+            let world = World::kept_by(keeper, "any");
             for event in &events {
                 let done = timeout(Duration::from_secs(10), happen(&world, *event)).await;
                 prop_assert!(done.is_ok(), "{event:?} hangs");

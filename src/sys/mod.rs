@@ -1,5 +1,5 @@
 //! What the kernel is asked in more than one room: which boot this is, which process a number means and what keeps one that was killed, what is
-//! mounted, which namespaces are the node's; unmounting, and files that are replaced as a whole.
+//! mounted, which namespaces are the node's; unmounting, namespaces that a mount keeps, and files that are replaced as a whole.
 
 pub mod boot;
 pub mod identity;
@@ -7,6 +7,7 @@ pub mod identity;
 mod identity_tests;
 pub mod mountinfo;
 pub mod namespaces;
+pub mod pin;
 mod platform;
 pub mod replace;
 pub mod survivor;

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use containerd_shim_protos::sandbox_api::{PingRequest, StopSandboxRequest};
+use containerd_shim_protos::sandbox_api::{PingRequest, StartSandboxRequest, StopSandboxRequest};
 use containerd_shim_protos::sandbox_async::SandboxClient;
 use containerd_shim_protos::ttrpc::asynchronous::Client;
 use containerd_shim_protos::ttrpc::context;
@@ -35,6 +35,15 @@ impl Direct {
         let request = PingRequest { sandbox_id: id.to_owned(), ..Default::default() };
         let answer = self.sandbox.ping_sandbox(context::with_duration(limit), &request).await;
         answer.map(drop).map_err(|error| anyhow!("PingSandbox: {error}"))
+    }
+
+    /// `StartSandbox`: the number that stands for the pod, and its specification.
+    pub async fn start(&self, id: &str, limit: Duration) -> Result<(u32, Value)> {
+        let request = StartSandboxRequest { sandbox_id: id.to_owned(), ..Default::default() };
+        let answer = self.sandbox.start_sandbox(context::with_duration(limit), &request).await;
+        let answer = answer.map_err(|error| anyhow!("StartSandbox: {error}"))?;
+        let spec = answer.spec.as_ref().context("it answered no specification")?;
+        Ok((answer.pid, serde_json::from_slice(&spec.value)?))
     }
 
     /// `StopSandbox`.

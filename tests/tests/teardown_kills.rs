@@ -61,8 +61,12 @@ async fn points(case: &Case, kind: Kind, starts: bool) -> Result<Vec<(Phase, Str
 /// A kill at every point that this kind of pod passes, each in a new pod.
 async fn every_point(case: &Case, kind: Kind, starts: bool) -> Result<()> {
     let points = points(case, kind, starts).await.context("learn the points")?;
+    each_of(case, kind, &points).await
+}
+
+async fn each_of(case: &Case, kind: Kind, points: &[(Phase, String)]) -> Result<()> {
     let mut failures = Vec::new();
-    for (phase, point) in &points {
+    for (phase, point) in points {
         if let Err(error) = one_point(case, kind, *phase, point).await {
             failures.push(format!("killed at {point} of {phase:?}: {error:#}"));
         }
@@ -121,6 +125,20 @@ async fn a_shim_killed_anywhere_in_a_pod_with_a_holder_leaves_nothing(case: Case
 async fn a_shim_killed_anywhere_that_owns_the_network_leaves_nothing(case: Case) -> Result<()> {
     let _plugins = Plugins::install(&case.node, "kills", "")?;
     every_point(&case, Kind::OwnNetwork, true).await
+}
+
+/// From the intent to pin the pod's namespaces until they are released: they outlive the shim.
+async fn a_shim_killed_anywhere_with_pinned_namespaces_leaves_nothing(case: Case) -> Result<()> {
+    let _plugins = Plugins::install(&case.node, "pins", "Keeper = 'pinned'")?;
+    let all = points(&case, Kind::OwnNetwork, true).await.context("learn the points")?;
+    let at = |name: &str| all.iter().position(|(_, point)| point == name).context(name.to_owned());
+    let pinned = all
+        .get(at("acquire:keeper:intended")?..=at("stop:network:begin")?)
+        .context("the points come in another order")?;
+    for needed in ["keeper-pinned", "keeper-pinned#2", "keeper-unpinned", "keeper-unpinned#2"] {
+        at(needed)?;
+    }
+    each_of(&case, Kind::OwnNetwork, pinned).await
 }
 
 async fn a_shim_killed_anywhere_in_a_user_namespace_leaves_nothing(case: Case) -> Result<()> {
@@ -245,6 +263,7 @@ suite!(Settings::default();
     mooring: a_shim_killed_anywhere_in_a_pod_of_cri_leaves_nothing,
         a_shim_killed_anywhere_in_a_pod_with_a_holder_leaves_nothing,
         a_shim_killed_anywhere_that_owns_the_network_leaves_nothing,
+        a_shim_killed_anywhere_with_pinned_namespaces_leaves_nothing,
         a_shim_killed_anywhere_in_a_user_namespace_leaves_nothing,
         a_shim_killed_anywhere_with_an_image_volume_leaves_nothing,
         a_shim_killed_anywhere_in_a_start_that_fails_leaves_nothing,

@@ -1,5 +1,7 @@
 use std::os::unix::fs::symlink;
 
+use nix::mount::{MsFlags, mount};
+
 use super::*;
 
 fn inode(fd: BorrowedFd<'_>) -> u64 {

@@ -26,7 +26,7 @@ use self::{
     schedule::{Bounds, Exhaustive, Given, Schedule, Share, Switch},
     world::{ClientsNetns, Things, World},
 };
-use crate::interleave::Next;
+use crate::{interleave::Next, keeper::Preference};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
@@ -46,6 +46,8 @@ struct Cast {
     roles: &'static [Role],
     /// How many of the first DELs fail.
     failing_dels: usize,
+    /// What keeps the pods' namespaces.
+    keeper: Preference,
 }
 
 /// Whose each thing is that is there, and what has come of it.
@@ -172,8 +174,11 @@ fn every_order(name: &str, cast: Cast, bounds: Bounds, of: usize) {
     }
 }
 
-const ENDING: Cast = Cast { roles: &[OldShim, NewShim], failing_dels: 0 };
-const FINISHED: Cast = Cast { roles: &[RunningShim, Finisher, NewShim], failing_dels: 0 };
+const ENDING: Cast =
+    Cast { roles: &[OldShim, NewShim], failing_dels: 0, keeper: Preference::Thread };
+const FINISHED: Cast = Cast { roles: &[RunningShim, Finisher, NewShim], ..ENDING };
+/// Their namespaces outlive their shims.
+const PINNED: Cast = Cast { keeper: Preference::Pinned, ..FINISHED };
 
 #[test]
 fn a_new_shim_comes_while_the_old_one_ends() {
@@ -188,6 +193,13 @@ fn a_shim_dies_anywhere_and_a_new_one_comes() {
 #[test]
 fn a_new_shim_comes_while_a_finisher_works() {
     every_order("finisher", FINISHED, Bounds { switches: 1, deaths: 0, early: usize::MAX }, 4);
+}
+
+#[test]
+fn a_shim_or_a_finisher_of_pinned_namespaces_dies_anywhere() {
+    let one = Bounds { switches: 0, deaths: 1, early: usize::MAX };
+    every_order("pinned-ending", Cast { roles: ENDING.roles, ..PINNED }, one, 4);
+    every_order("pinned", PINNED, one, 4);
 }
 
 #[test]
@@ -228,8 +240,9 @@ fn casts() -> impl Strategy<Value = Cast> {
         &[OldShim, Finisher, Finisher, NewShim],
         &[OldShim, Finisher, Sweeper, NewShim],
     ];
-    (prop::sample::select(roles.to_vec()), 0_usize..3)
-        .prop_map(|(roles, failing_dels)| Cast { roles, failing_dels })
+    let keepers = prop::sample::select(vec![Preference::Thread, Preference::Pinned]);
+    (prop::sample::select(roles.to_vec()), 0_usize..3, keepers)
+        .prop_map(|(roles, failing_dels, keeper)| Cast { roles, failing_dels, keeper })
 }
 
 proptest! {

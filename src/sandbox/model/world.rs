@@ -12,7 +12,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -21,6 +20,7 @@ use crate::{
     containerd::fake::FakeContainerd,
     id::Id,
     interleave::{Table, point},
+    keeper::Preference,
     network::{
         Call, CniPlugins, Operation, PluginError,
         netns::{self, NetnsRecord},
@@ -32,6 +32,7 @@ use crate::{
         daemon_record::DaemonRecord,
         recover::{Recovery, Unheard},
     },
+    sys::pin,
 };
 
 const SPEC: &str = r#"{"ociVersion":"1.0.2","hostname":"moored"}"#;
@@ -74,6 +75,7 @@ pub(super) struct World {
     pub(super) id: Id,
     /// Of a client; else the shims make their own.
     netns: Option<PathBuf>,
+    keeper: Preference,
     pub(super) table: Arc<Table>,
     ledger: Mutex<Ledger>,
     wrong: Mutex<Vec<String>>,
@@ -114,6 +116,7 @@ impl World {
             folder,
             id,
             netns: netns.map(|netns| netns.0.path.clone()),
+            keeper: cast.keeper,
             table: Arc::default(),
             ledger: Mutex::new(ledger),
             wrong: Mutex::default(),
@@ -132,6 +135,7 @@ impl World {
         options.network.conf_dir = self.folder.path().join("net.d");
         options.network.cache_dir = self.folder.path().join("cni");
         options.network.loopback = false;
+        options.keeper = self.keeper;
         if self.netns.is_some() {
             options.network_owner = NetworkOwner::Shim;
         }
@@ -234,8 +238,14 @@ impl World {
         if let Ok(found) = fs::metadata(run_dir.join("hosts")) {
             things.insert("files", found.st_ino().to_string());
         }
+        for (thing, file) in [("IPC namespace", "ns/ipc"), ("UTS namespace", "ns/uts")] {
+            let path = run_dir.join(file);
+            if pin::is_pinned(&path) {
+                things.insert(thing, fs::metadata(&path).unwrap().st_ino().to_string());
+            }
+        }
         let netns = self.netns();
-        if statfs(&netns).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC) {
+        if pin::is_pinned(&netns) {
             things.insert("network namespace", fs::metadata(&netns).unwrap().st_ino().to_string());
         }
         let ledger = self.ledger.lock().unwrap();
@@ -274,7 +284,9 @@ impl Drop for World {
     fn drop(&mut self) {
         // Of a run that failed.
         let none = nix::mount::MntFlags::MNT_DETACH;
-        let _ = nix::mount::umount2(&self.run_dir().join("shm"), none);
+        for mounted in ["shm", "ns/ipc", "ns/uts"] {
+            let _ = nix::mount::umount2(&self.run_dir().join(mounted), none);
+        }
         let _ = nix::mount::umount2(&self.netns(), none);
         let _ = fs::remove_file(self.netns());
     }
