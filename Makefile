@@ -10,7 +10,9 @@
 #   make bench     Mooring beside containerd's own sandboxes, side by side in one run
 #   make soak      random pods, execs and faults for TIME=30m: nothing may grow; SOAK="--seed 7" and other options of "lab soak"
 #   make lab       a private containerd to play with (lab-stop ends it)
-#   make fresh     demo and test in a bare Debian root made for it; FRESH="demo" for one of them
+#   make fresh     demo and test in a bare Debian root made for it; FRESH="demo" for one of them; FRESH="deb" installs and
+#                  removes the package in one
+#   make deb       the Debian package, into target/pack
 #
 # MOORING_CONTAINERD=DIR has demo, test, bench and lab use the containerd, ctr and containerd-shim-runc-v2 in DIR.
 
@@ -31,7 +33,7 @@ RUN_LAB := MOORING_SHIM=$(DIST)/$(SHIM) $(DEBUG)/lab --dir $(LAB)
 FRESH ?= demo test
 
 .DEFAULT_GOAL := build
-.PHONY: build install lint test test-unit test-e2e test-vm test-build demo bench soak fuzz clean machine
+.PHONY: build deb install lint test test-unit test-e2e test-vm test-build demo bench soak fuzz clean machine
 .PHONY: deps deps-versions lab lab-stop lab-smoke fresh
 
 # What a build needs of the machine: a linker and protoc.
@@ -66,12 +68,16 @@ install:
 	$(DIST)/mooring completion zsh >$(SHARE)/zsh/site-functions/_mooring
 	$(DIST)/mooring completion fish >$(SHARE)/fish/vendor_completions.d/mooring.fish
 
+# What a node is given (pack/). The same bytes each time: of one time, SOURCE_DATE_EPOCH or that of the last commit.
+deb: build
+	@$(CARGO) run --quiet --locked -p mooring-pack -- deb
+
 lint: machine
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
 	$(CARGO) clippy --locked -p mooring -p $(SHIM) -p mooring-cli -- -D warnings
 	tools/cargo-deny.sh
-	for one in .ci/run tools/*.sh; do bash -n $$one || exit 1; done
+	for one in .ci/run tools/*.sh pack/files/*rm; do bash -n $$one || exit 1; done
 
 test: test-unit test-e2e test-vm
 
@@ -121,7 +127,7 @@ lab-smoke: deps build test-build
 	@$(RUN_LAB) smoke $(SMOKE)
 
 # What README promises of a bare machine, tried on one: in namespaces of its own, and gone afterwards.
-fresh: test-build
+fresh: test-build $(filter deb,$(FRESH))
 	@tools/deps.sh machine debootstrap git
 	@$(DEBUG)/lab fresh $(FRESH)
 

@@ -1,5 +1,7 @@
 //! A bare Debian root, made and entered: Mooring's commands where README says that they work, with nothing that this
-//! machine happens to have.
+//! machine happens to have. The target "deb" is the package that was made outside, installed and removed in there.
+
+mod package;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,11 +21,14 @@ const PACKAGES: &str = "ca-certificates,make";
 /// Where things are in there.
 const RUST: &str = "opt/rust";
 const CLONE: &str = "root/mooring";
+/// The target that needs no clone.
+const DEB: &str = "deb";
 /// Variables that tell cargo and apt's children how to reach what they fetch.
 const PASSED: [&str; 5] = ["CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTR", "CARGO_SOURCE_", "TERM"];
 const NONE: Option<&str> = None;
 
 pub fn run(targets: &[String]) -> Result<ExitCode> {
+    let package = targets.iter().any(|target| target == DEB).then(package::made).transpose()?;
     let make_folder = || {
         let folder = tempfile::Builder::new().prefix("mooring-fresh-").tempdir_in("/var/tmp");
         folder.context("make the root's folder")
@@ -36,12 +41,22 @@ pub fn run(targets: &[String]) -> Result<ExitCode> {
     })?;
     let fresh = Fresh { root, since: Instant::now() };
     fresh.make()?;
+    if targets.iter().any(|target| target != DEB) {
+        fresh.clone()?;
+    }
+    if let Some(package) = package {
+        copy(&package, &fresh.at(package::CARRIED))?;
+    }
     fresh.mount_all().context("mount what a machine has")?;
     fresh.enter().context("enter the root")?;
     fresh.call("update-ca-certificates", &["--fresh"])?;
     for target in targets {
-        fresh.say(&format!("make {target}"));
-        fresh.call("make", &["-C", &format!("/{CLONE}"), target])?;
+        if target == DEB {
+            package::check(&fresh)?;
+        } else {
+            fresh.say(&format!("make {target}"));
+            fresh.call("make", &["-C", &format!("/{CLONE}"), target])?;
+        }
     }
     fresh.say("all well; removing the root");
     Ok(ExitCode::SUCCESS)
@@ -94,6 +109,11 @@ impl Fresh {
             let to = self.at("usr/local/share/ca-certificates").join(entry.file_name());
             copy(&entry.path(), &to)?;
         }
+        Ok(())
+    }
+
+    /// The project, into the root.
+    fn clone(&self) -> Result<()> {
         let top = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
         self.say("git clone of what is committed");
         let cloned = Command::new("git")
@@ -129,33 +149,50 @@ impl Fresh {
 
     /// Runs a program of the root.
     fn call(&self, program: &str, arguments: &[&str]) -> Result<()> {
-        let passed = std::env::vars_os().filter(|(name, _)| {
-            let name = name.to_string_lossy();
-            PASSED.iter().any(|one| name.starts_with(one))
-                || name.to_lowercase().ends_with("_proxy")
-        });
-        let passed: Vec<_> = passed.collect();
-        // By its path: what PATH says here is of the machine outside.
-        let folders = ["/usr/bin", "/usr/sbin"].map(|at| Path::new(at).join(program));
-        let path = folders.iter().find(|path| path.exists());
-        let status = Command::new(path.with_context(|| format!("the root has no {program}"))?)
-            .args(arguments)
-            .env_clear()
-            .envs(passed)
-            .env("PATH", format!("/{RUST}/bin:/usr/sbin:/usr/bin:/sbin:/bin"))
-            .env("HOME", "/root")
-            .current_dir("/root")
-            .stdin(Stdio::null())
-            .status()
-            .with_context(|| format!("run {program}"))?;
-        ensure!(
-            status.success(),
-            "{program} {} in the bare root, after {} s: {status}",
-            arguments.join(" "),
-            self.since.elapsed().as_secs()
-        );
+        let status = command(program, arguments)?.status();
+        let status = status.with_context(|| format!("run {program}"))?;
+        ensure!(status.success(), "{}: {status}", self.deed(program, arguments));
         Ok(())
     }
+
+    /// What a program of the root prints.
+    fn ask(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let output = command(program, arguments)?.output();
+        let output = output.with_context(|| format!("run {program}"))?;
+        let words = String::from_utf8_lossy(&output.stdout).into_owned();
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        let deed = self.deed(program, arguments);
+        ensure!(output.status.success(), "{deed}: {}:\n{words}{complaint}", output.status);
+        Ok(words)
+    }
+
+    fn deed(&self, program: &str, arguments: &[&str]) -> String {
+        let (arguments, seconds) = (arguments.join(" "), self.since.elapsed().as_secs());
+        format!("{program} {arguments} in the bare root, after {seconds} s")
+    }
+}
+
+/// A program of the root, found by its path and with none of this machine's environment but what fetching needs.
+fn command(program: &str, arguments: &[&str]) -> Result<Command> {
+    let passed = std::env::vars_os().filter(|(name, _)| {
+        let name = name.to_string_lossy();
+        PASSED.iter().any(|one| name.starts_with(one)) || name.to_lowercase().ends_with("_proxy")
+    });
+    let passed: Vec<_> = passed.collect();
+    // By its path: what PATH says here is of the machine outside.
+    let folders = ["/usr/bin", "/usr/sbin"].map(|at| Path::new(at).join(program));
+    let path = folders.iter().find(|path| path.exists());
+    let mut command = Command::new(path.with_context(|| format!("the root has no {program}"))?);
+    command
+        .args(arguments)
+        .env_clear()
+        .envs(passed)
+        .env("PATH", format!("/{RUST}/bin:/usr/sbin:/usr/bin:/sbin:/bin"))
+        .env("HOME", "/root")
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .current_dir("/root")
+        .stdin(Stdio::null());
+    Ok(command)
 }
 
 /// A file with the folders above it; nothing where there is none.
