@@ -112,7 +112,7 @@ fn manifest(case: &Case, volumes: &Volumes, number: u64) -> Result<Manifest> {
         }
         5 => {
             let crashing = counting("[ $n -ge 3 ] && sleep 100000; exit 7");
-            let part = in_volume(script("main", &crashing)).probed("[ $(cat /volume/n) = 4 ]");
+            let part = in_volume(script("main", &crashing)).probed("[ $(cat /volume/n) -ge 4 ]");
             one("three crashes", pod, part)
         }
         6 => Manifest {
