@@ -6,6 +6,7 @@
 #   make test      unit tests, end-to-end tests against a private containerd, the cgroup v2 machines
 #   make demo      one pod's life, from RunPodSandbox to nothing left behind
 #   make test-vm   the end-to-end tests on emulated machines, e.g. VM="runc crun" FILTER=cri_io,::a_shim_killed; FILTER=all
+#   make test-upgrade  each release ends the pods that the other began; PREVIOUS is the other one's revision
 #   make fuzz      TIME=10m of each fuzz target, or of TARGET="journal options" (docs/fuzzing.md)
 #   make bench     Mooring beside containerd's own sandboxes, side by side in one run
 #   make soak      random pods, execs and faults for TIME=30m: nothing may grow; SOAK="--seed 7" and other options of "lab soak"
@@ -33,7 +34,9 @@ RUN_LAB := MOORING_SHIM=$(DIST)/$(SHIM) $(DEBUG)/lab --dir $(LAB)
 FRESH ?= demo test
 
 .DEFAULT_GOAL := build
-.PHONY: build deb install lint test test-unit test-e2e test-vm test-build demo bench soak fuzz clean machine
+PREVIOUS ?= $(shell git describe --tags --abbrev=0 2>/dev/null)
+
+.PHONY: build deb install lint test test-unit test-e2e test-vm test-upgrade test-build demo bench soak fuzz clean machine
 .PHONY: deps deps-versions lab lab-stop lab-smoke fresh
 
 # What a build needs of the machine: a linker and protoc.
@@ -97,6 +100,13 @@ test-vm: deps build test-build
 	tools/deps-vm.sh
 	MOORING_SHIM=$(DEBUG)/$(SHIM) $(DEBUG)/vm --release $(DIST) \
 	  $(if $(FILTER),$(if $(filter all,$(FILTER)),,--only '$(FILTER)'),--core) $(VM)
+
+# This release's shim and that of another revision, each with the pods of the other. The tests are of today.
+test-upgrade: deps test-build
+	rm -rf target/previous && mkdir -p target/previous && git archive $(PREVIOUS) | tar -x -C target/previous
+	cd target/previous && CARGO_TARGET_DIR=../previous-build $(CARGO) build --locked -p $(SHIM)
+	MOORING_PREVIOUS=$(CURDIR)/target/previous-build/debug/$(SHIM) MOORING_SHIM=$(DEBUG)/$(SHIM) \
+	  $(CARGO) test --workspace --all-features --locked --test upgrade
 
 # What Mooring reads of others, under arbitrary input; exits non-zero on a finding.
 fuzz: machine

@@ -155,12 +155,8 @@ impl Suite {
         F: Fn(Case) -> W + Send + 'static,
         W: Future<Output = Result<()>> + Send + 'static,
     {
-        self.on(handler, name, test);
-        if std::env::var_os(GUEST).is_none()
-            && let Some(last) = self.trials.pop()
-        {
-            self.trials.push(last.with_ignored_flag(true));
-        }
+        let elsewhere = std::env::var_os(GUEST).is_none();
+        self.ignored_where(elsewhere, |suite| suite.on(handler, name, test));
     }
 
     /// A test of a pod on the node's network. CRI of containerd 2.1 crashes when such a pod is a shim's sandbox (a nil
@@ -170,11 +166,18 @@ impl Suite {
         F: Fn(Case) -> W + Clone + Send + 'static,
         W: Future<Output = Result<()>> + Send + 'static,
     {
-        self.both(name, test);
-        if crate::node::version().is_ok_and(|version| version < (2, 2))
-            && let Some(last) = self.trials.pop()
-        {
-            self.trials.push(last.with_ignored_flag(true));
+        self.on(Handler::Runc, name, test.clone());
+        let crashes = crate::node::version().is_ok_and(|version| version < (2, 2));
+        self.ignored_where(crashes, |suite| suite.on(Handler::Mooring, name, test));
+    }
+
+    /// Tests that are shown as ignored where this says so.
+    pub fn ignored_where(&mut self, ignored: bool, add: impl FnOnce(&mut Self)) {
+        let before = self.trials.len();
+        add(self);
+        if ignored {
+            let added = self.trials.split_off(before);
+            self.trials.extend(added.into_iter().map(|one| one.with_ignored_flag(true)));
         }
     }
 

@@ -1,6 +1,7 @@
 //! Killed shims, missing and misbehaving OCI runtimes, bad requests, over CRI.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -8,13 +9,13 @@ use anyhow::{Context, Result, ensure};
 use k8s_cri::v1 as cri;
 use mooring_e2e::audit::{Process, all_processes};
 use mooring_e2e::cri::{ContainerSpec, Pod, PodSpec, remove_all_pods};
-use mooring_e2e::faults::nobody_works_for;
+use mooring_e2e::faults::{nobody_works_for, state_dir};
 use mooring_e2e::node::{Configuration, Extra, Settings, deps};
 use mooring_e2e::suite;
 use mooring_e2e::suite::Case;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 fn shim_of(pod: &Pod) -> Result<Process> {
     let ours = |one: &Process| {
@@ -235,11 +236,12 @@ async fn a_profile_gives_a_handler_options_of_its_own(case: Case) -> Result<()> 
         let pod = spec.run().await?;
         let container = pod.start(&ContainerSpec::idle("main")).await?;
         ensure!(container.shell("hostname").await? == pod.spec.config.hostname);
-        let (_, verbose) = pod.verbose_status().await?;
-        let info: Value = serde_json::from_str(verbose.get("info").context("no info")?)?;
-        ensure!(info.get("runtimeType") == Some(&json!("io.containerd.mooring-crun.v1")), "{info}");
-        let runtime = info.get("handler").and_then(Value::as_str).unwrap_or_default();
-        ensure!(runtime.ends_with("/crun"), "{info}");
+        // Of the verbose status every containerd shows other keys; the container's record says what creates and ends it.
+        let record =
+            state_dir("k8s.io", &pod.id).join("tasks").join(format!("{}.json", container.id));
+        let record: Value = serde_json::from_str(&fs::read_to_string(record)?)?;
+        let runtime = record.pointer("/runtime/binary").and_then(Value::as_str).unwrap_or_default();
+        ensure!(runtime.ends_with("/crun"), "{record}");
         let today = Configuration::change(|text| text.replace("[profile.crun]", "[profile.none]"))?;
         if killed {
             kill_shim(&pod)?;
