@@ -78,6 +78,33 @@ async fn an_exit_while_containerd_is_away_is_known_afterwards(case: Case) -> Res
     pod.end().await
 }
 
+/// What a finished Job's pod is asked for until somebody removes it. It is the shim that answers, so it stays: without one
+/// `PodSandboxStatus` fails while containerd runs `delete`, and has no time of creation and no information afterwards.
+async fn a_stopped_pod_keeps_its_status_until_it_is_removed(case: Case) -> Result<()> {
+    let pod = PodSpec::new(&case).run().await?;
+    let created_at = pod.status().await?.created_at;
+    let job = pod.start(&ContainerSpec::script("job", "exit 3")).await?;
+    job.exited().await?;
+    pod.stop().await?;
+    for restarts in 0..2 {
+        if restarts > 0 {
+            case.node.restart().await?;
+        }
+        for _ in 0..50 {
+            let (status, info) = pod.verbose_status().await?;
+            assert_eq!(status.state(), cri::PodSandboxState::SandboxNotready);
+            assert_eq!(status.created_at, created_at);
+            let info: serde_json::Value = serde_json::from_str(&info["info"])?;
+            assert!(info["runtimeSpec"].is_object(), "{info}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        assert_eq!(job.status().await?.exit_code, 3);
+    }
+    pod.remove().await?;
+    assert!(!pod.is_listed().await?);
+    Ok(())
+}
+
 async fn output_goes_on_after_a_restart(case: Case) -> Result<()> {
     let pod = PodSpec::new(&case).run().await?;
     let script =
@@ -123,6 +150,7 @@ suite!(Settings::default();
     both: a_pod_lives_through_a_restart_after_every_step,
         a_pod_lives_through_a_crash_after_every_step,
         an_exit_while_containerd_is_away_is_known_afterwards,
+        a_stopped_pod_keeps_its_status_until_it_is_removed,
         output_goes_on_after_a_restart,
         a_pod_with_shared_pids_lives_through_a_restart,
         a_stop_while_containerd_pauses_is_done_when_it_goes_on;
