@@ -1,9 +1,11 @@
 //! The command line: help, manual pages and completions come from here.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
-use clap::{Parser, Subcommand};
+use clap::{Args as Arguments, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+
+use crate::span;
 
 const EXAMPLES: &str = "\
 Exit status:
@@ -12,7 +14,40 @@ Exit status:
   2  could not look (not root, no such folder), or a wrong command line
 
 Examples:
-  mooring version";
+  mooring ls                     what is held on this node, and by whom
+  mooring gc                     what was left behind
+  mooring gc --yes               the same, freed";
+
+const LS_EXAMPLES: &str = "\
+Examples:
+  mooring ls
+  mooring ls -n k8s.io --no-trunc
+  mooring ls -o json | jq -r '.[] | select(.state == \"left\") | .id'";
+
+const GC_EXAMPLES: &str = "\
+Nothing is touched whose shim lives or that another process works on, nor where a journal or record is not understood.
+What fails is named; the next run goes on from there.
+
+Examples:
+  mooring gc                          what would be freed, step by step
+  mooring gc --yes --older-than 10m   what has not changed for ten minutes, freed
+  mooring gc --boot                   for a unit that runs at boot, before pods are started";
+
+const INSTALL_EXAMPLES: &str = "\
+The handler is a file of its own that containerd's configuration imports; the form is that of the configuration's version
+(2, 3 or 4). A configuration that cannot be parsed is named with file and line, and nothing is changed. Nothing is restarted.
+
+Examples:
+  mooring install --dry-run                  what would be changed
+  mooring install                            copies this program and the shim beside it, and adds the handler
+  mooring install --root /host               into another system's root, for example from a container";
+
+const UNINSTALL_EXAMPLES: &str = "\
+What was changed since it was made is named and kept.
+
+Examples:
+  mooring uninstall --dry-run
+  mooring uninstall";
 
 /// Looks at what Mooring holds on this node, frees what was left behind, and installs it.
 #[derive(Debug, Parser)]
@@ -24,6 +59,18 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Lists every sandbox of this node, from journals and records; needs neither containerd nor shims.
+    #[command(after_help = LS_EXAMPLES)]
+    Ls(ListArgs),
+    /// Shows what shims have left that are gone, and frees it.
+    #[command(after_help = GC_EXAMPLES)]
+    Gc(GcArgs),
+    /// Installs the programs and containerd's runtime handler "mooring".
+    #[command(after_help = INSTALL_EXAMPLES)]
+    Install(InstallArgs),
+    /// Removes what "mooring install" has made, and nothing else.
+    #[command(after_help = UNINSTALL_EXAMPLES)]
+    Uninstall(UninstallArgs),
     /// Prints the version.
     Version,
     /// Writes the manual pages into a folder.
@@ -39,4 +86,84 @@ pub enum Command {
         /// Which shell.
         shell: Shell,
     },
+}
+
+/// Where state lies.
+#[derive(Debug, Default, Arguments)]
+pub struct RootArgs {
+    /// Where journals and records lie; may be repeated. Else as the node's configuration says, and /var/lib/mooring.
+    #[arg(long, value_name = "DIR")]
+    pub state_root: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    #[default]
+    Table,
+    Json,
+}
+
+#[derive(Debug, Default, Arguments)]
+pub struct ListArgs {
+    #[command(flatten)]
+    pub roots: RootArgs,
+    /// Those of one namespace of containerd only.
+    #[arg(short, long, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// How the list is written.
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    pub output: Output,
+    /// Ids in full.
+    #[arg(long)]
+    pub no_trunc: bool,
+}
+
+#[derive(Debug, Default, Arguments)]
+pub struct GcArgs {
+    #[command(flatten)]
+    pub roots: RootArgs,
+    /// Frees it; without, nothing is changed.
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Only what nobody has written to for so long, such as 10m, 12h or 2d.
+    #[arg(long, value_name = "DURATION", value_parser = span::parse)]
+    pub older_than: Option<Duration>,
+    /// For boot: frees it, and says only what could not be freed.
+    #[arg(long)]
+    pub boot: bool,
+}
+
+/// Which system, and whether it is changed.
+#[derive(Debug, Arguments)]
+pub struct PlaceArgs {
+    /// The folder that stands for /; nothing outside of it is changed.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
+    /// Shows what would be done, and changes nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Arguments)]
+pub struct InstallArgs {
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Where the programs go, below the root; else they stay where a package has put them, or go to /usr/local/bin.
+    #[arg(long, value_name = "DIR")]
+    pub bin_dir: Option<PathBuf>,
+    /// Where the programs are; else beside this one.
+    #[arg(long, value_name = "DIR")]
+    pub from: Option<PathBuf>,
+    /// containerd's configuration, below the root.
+    #[arg(long, value_name = "PATH", default_value = "/etc/containerd/config.toml")]
+    pub containerd_config: PathBuf,
+}
+
+#[derive(Debug, Arguments)]
+pub struct UninstallArgs {
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Goes on although sandboxes are there.
+    #[arg(long)]
+    pub force: bool,
 }

@@ -5,7 +5,13 @@
 
 mod args;
 mod exit;
+mod gc;
+mod holdings;
+mod install;
+mod ls;
 mod manual;
+mod node;
+mod span;
 
 use std::io::{self, Write};
 
@@ -38,6 +44,10 @@ fn run(command: Command, out: &mut dyn Write) -> anyhow::Result<Exit> {
             writeln!(out, "mooring {}", env!("CARGO_PKG_VERSION"))?;
             Ok(Exit::Clean)
         }
+        Command::Ls(args) => ls::run(&args, out),
+        Command::Gc(args) => gc::run(&args, out),
+        Command::Install(args) => install::run(&args, out),
+        Command::Uninstall(args) => install::uninstall(&args, out),
         Command::Man { folder } => manual::man(&folder),
         Command::Completion { shell } => manual::completion(shell, out),
     }

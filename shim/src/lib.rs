@@ -13,7 +13,6 @@ mod logging;
 mod memory;
 mod publisher;
 mod services;
-mod socket;
 mod start;
 mod task;
 mod watchdog;
@@ -39,6 +38,7 @@ use std::{
 };
 
 use args::Request;
+use mooring::sys::socket;
 
 /// What the program does, from its command line on.
 pub fn main() -> ExitCode {

@@ -7,13 +7,14 @@ use std::{
 };
 
 use rustix::{
-    fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
+    fs::{CWD, Mode, OFlags},
     io::Errno,
     mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{Error, idmap::proc_path};
+use crate::sys::rooted;
 
 /// One mount, as containerd describes it (`containerd.types.Mount`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,17 +69,8 @@ impl Place<'_> {
 
 /// Opens `path` with `root` as its root: neither `..` nor a symlink leads out of it.
 pub(crate) fn open_within(root: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Error> {
-    // An empty path would be refused, "." is the root.
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    // The kernel answers EAGAIN when a rename anywhere races with a `..`; some tries are enough in practice.
-    let mut tries = 0;
-    loop {
-        match openat2(&root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
-            Err(Errno::AGAIN) if tries < 16 => tries += 1,
-            answer => return answer.map_err(|errno| Error::at("open within root", path, errno)),
-        }
-    }
+    rooted::open(root, path, flags, Mode::empty())
+        .map_err(|errno| Error::at("open within root", path, errno))
 }
 
 /// The mounts made so far; dropped with any left in it, it takes them away again, the last one first.

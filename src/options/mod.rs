@@ -13,7 +13,7 @@ mod keys;
 mod layer;
 mod profile;
 mod text;
-mod time;
+pub mod time;
 mod value;
 
 use std::{
@@ -136,13 +136,8 @@ impl Options {
     }
 
     fn of_node(file: &Path, profile: Option<&Profile>) -> Result<(Self, Vec<String>), Error> {
-        let text = match text::read(file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(source) => return Err(Error::Read { path: file.into(), source }),
-        };
-        let place = file.display().to_string();
-        let mut common = layer::Layer::parse(&text, &place)?;
+        let mut common = read_layer(file)?;
+        let place = common.place.clone();
         let own = profile::take(&mut common.values, profile).map_err(|reason| Error::Value {
             key: profile::TABLE,
             place: place.clone(),
@@ -171,6 +166,33 @@ impl Options {
         let warnings = decode::layer(any)?.apply(&mut options)?;
         Ok((options, warnings))
     }
+}
+
+/// Every folder in which shims of this node keep state, as far as the node's configuration says: that of all handlers,
+/// and those of its profiles.
+pub fn state_roots() -> Result<Vec<PathBuf>, Error> {
+    state_roots_in(&node_file())
+}
+
+fn state_roots_in(file: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut roots = vec![Options::load_from(file, None, None)?.0.state_root];
+    for profile in profile::all(&read_layer(file)?.values) {
+        let root = Options::load_from(file, Some(&profile), None)?.0.state_root;
+        if !roots.contains(&root) {
+            roots.push(root);
+        }
+    }
+    Ok(roots)
+}
+
+/// The node's configuration. No such file is an empty one.
+fn read_layer(file: &Path) -> Result<layer::Layer, Error> {
+    let text = match text::read(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(source) => return Err(Error::Read { path: file.into(), source }),
+    };
+    layer::Layer::parse(&text, &file.display().to_string())
 }
 
 fn node_file() -> PathBuf {

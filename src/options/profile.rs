@@ -54,6 +54,12 @@ pub(super) fn take(values: &mut Table, profile: Option<&Profile>) -> Result<Opti
     }
 }
 
+/// The profiles of a configuration.
+pub(super) fn all(values: &Table) -> Vec<Profile> {
+    let tables = values.get(TABLE).and_then(Value::as_table).into_iter().flatten();
+    tables.map(|(name, _)| Profile(name.clone())).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -176,3 +176,18 @@ fn a_profile_is_over_the_node_and_under_the_handler() {
     std::fs::write(&file, "profile = 1").unwrap();
     assert!(Options::load_from(&file, None, None).unwrap_err().to_string().contains("a table"));
 }
+
+#[test]
+fn every_profile_may_have_a_state_root_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.toml");
+    let roots = || state_roots_in(&file).map_err(|error| error.to_string());
+    assert_eq!(roots().unwrap(), [PathBuf::from("/var/lib/mooring")]);
+    let text =
+        "StateRoot = '/a'\n[profile.x]\nStateRoot = '/b'\n[profile.y]\nBinaryName = 'crun'\n";
+    std::fs::write(&file, text).unwrap();
+    assert_eq!(roots().unwrap(), [PathBuf::from("/a"), PathBuf::from("/b")]);
+    std::fs::write(&file, "a = 1\nStateRoot = ").unwrap();
+    let error = roots().unwrap_err();
+    assert!(error.contains("config.toml") && error.contains("line 2"), "{error}");
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 pub(super) const LONGEST: Duration = Duration::from_hours(24);
 
 /// The sum of the text's numbers with units, `None` where it is none.
-pub(super) fn parse(text: &str) -> Option<Duration> {
+pub fn parse(text: &str) -> Option<Duration> {
     let (mut rest, mut total) = (text, Duration::ZERO);
     loop {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;

@@ -89,9 +89,19 @@ impl DaemonRecord {
 
     /// The record in a state folder; nothing where there is none, or none that is understood.
     pub fn load(state_dir: &Path) -> io::Result<Option<Self>> {
+        match Self::load_strictly(state_dir) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
+            other => other,
+        }
+    }
+
+    /// The same, and one that is not understood is an error.
+    pub fn load_strictly(state_dir: &Path) -> io::Result<Option<Self>> {
         point("read the shim's record");
         match fs::read(state_dir.join(FILE)) {
-            Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }

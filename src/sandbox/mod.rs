@@ -21,6 +21,7 @@ mod shutdown;
 mod start;
 mod status;
 mod stop;
+pub mod survey;
 pub mod sweep;
 #[cfg(test)]
 mod sweep_tests;

@@ -131,9 +131,19 @@ pub enum RecoverError {
     /// Whether the machine was started anew since cannot be found out.
     #[error("find out which boot this is: {0}")]
     Boot(std::io::Error),
+    /// The dead shim's socket is still there.
+    #[error("remove the socket {path}: {source}", path = path.display())]
+    Socket { path: PathBuf, source: std::io::Error },
     /// Work off the async thread was lost.
     #[error("work was lost: {0}")]
     Lost(#[from] JoinError),
+}
+
+impl RecoverError {
+    /// Whether somebody else works on the same.
+    pub fn is_locked(&self) -> bool {
+        matches!(self, Self::Journal(JournalError::Locked { .. }))
+    }
 }
 
 impl Coded for RecoverError {
@@ -143,7 +153,7 @@ impl Coded for RecoverError {
             Self::Containers(error) => error.code(),
             Self::Teardown(error) => error.code(),
             Self::Records(error) => error.code(),
-            Self::Boot(error) => code_of_io(error),
+            Self::Boot(error) | Self::Socket { source: error, .. } => code_of_io(error),
             Self::Lost(_) => Code::Unknown,
         }
     }

@@ -18,7 +18,8 @@ use tokio::time::Instant;
 use super::{
     daemon_record::DaemonRecord,
     recover::{RecoverError, Recovery, Remains, Unheard},
-    sweep::sweep,
+    survey::{Found, Hands, survey},
+    sweep::free,
 };
 use crate::{
     cgroup::{self, Hierarchies},
@@ -118,12 +119,35 @@ impl Node {
     }
 }
 
+/// What became of everything below a state root.
+#[derive(Debug, Default)]
+struct Swept {
+    taken_down: Vec<Id>,
+    in_use: Vec<Id>,
+    unsure: Vec<(Id, Vec<String>)>,
+    failed: Vec<(Id, RecoverError)>,
+}
+
+async fn sweep(node: &Node) -> Swept {
+    let mut swept = Swept::default();
+    for found in survey(&node.state_root()).unwrap() {
+        let Found { id, .. } = &found;
+        match free(&found, &node.recovery()).await {
+            Ok(Hands::Nobody) => swept.taken_down.push(id.clone()),
+            Ok(Hands::Shim | Hands::Locked) => swept.in_use.push(id.clone()),
+            Ok(Hands::Unsure(doubts)) => swept.unsure.push((id.clone(), doubts)),
+            Err(error) => swept.failed.push((id.clone(), error)),
+        }
+    }
+    swept
+}
+
 #[tokio::test]
 async fn after_a_reboot_what_outlived_it_is_released() {
     let node = Node::new();
     node.sandbox("a").await;
     node.sandbox("b").await;
-    let swept = sweep(&node.state_root(), &|_, _| node.recovery()).await;
+    let swept = sweep(&node).await;
     assert_eq!(swept.taken_down.len(), 2, "{swept:?}");
     assert_eq!(node.dels().len(), 2);
     assert!(node.dels().iter().all(|netns| netns.as_deref() == Some("")), "{:?}", node.dels());
@@ -157,7 +181,7 @@ async fn what_a_reboot_has_ended_is_not_looked_for() {
         if !touched {
             DaemonRecord { boot: Some(boot), ..shim }.save(&folder).unwrap();
         }
-        let swept = sweep(&node.state_root(), &|_, _| node.recovery()).await;
+        let swept = sweep(&node).await;
         assert_eq!(swept.taken_down.len(), 1, "{swept:?}");
         assert_eq!(node.dels().len(), 1);
         assert!(!node.state_root().join("ns").exists());
@@ -182,7 +206,7 @@ async fn what_a_living_process_holds_is_left_alone() {
     let folder = node.state_root().join("ns/a");
     DaemonRecord::of_this_process(Path::new("/s")).unwrap().save(&folder).unwrap();
     let held = Store::<Resource>::open(&node.state_root().join("ns/b"), Duration::ZERO).unwrap();
-    let swept = sweep(&node.state_root(), &|_, _| node.recovery()).await;
+    let swept = sweep(&node).await;
     assert_eq!((swept.in_use.len(), swept.taken_down.len()), (2, 0), "{swept:?}");
     drop(held);
     assert!(node.dels().is_empty());
@@ -194,17 +218,59 @@ async fn what_fails_is_named_and_does_not_stop_the_others() {
     node.sandbox("a").await;
     node.sandbox("b").await;
     node.plugins.fail(Operation::Del, "bridge", &[Fault::Missing]);
-    let torn = node.state_root().join("ns/c");
-    std::fs::create_dir(&torn).unwrap();
-    std::fs::write(torn.join("journal.json"), "{\"version\":").unwrap();
-    let swept = sweep(&node.state_root(), &|_, _| node.recovery()).await;
-    let failed: Vec<&str> = swept.failed.iter().map(|(_, id, _)| id.as_str()).collect();
-    assert_eq!(failed, ["a", "c"], "{swept:?}");
-    assert!(swept.failed[0].2.to_string().contains("bridge"), "{swept:?}");
+    let swept = sweep(&node).await;
+    let failed: Vec<&str> = swept.failed.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(failed, ["a"], "{swept:?}");
+    assert!(swept.failed[0].1.to_string().contains("bridge"), "{swept:?}");
     // The next one takes up what is left.
-    let swept = sweep(&node.state_root(), &|_, _| node.recovery()).await;
+    let swept = sweep(&node).await;
     assert_eq!(swept.taken_down.len(), 1, "{swept:?}");
     assert!(journal::read::<Resource>(&node.state_root().join("ns/a")).unwrap().is_none());
+}
+
+/// Whatever it may be that a later version, a torn file or somebody's own hand has made of a state folder: it is named,
+/// and neither its files nor its containers are touched.
+#[tokio::test]
+async fn what_is_not_understood_is_named_and_not_touched() {
+    for (file, text, named) in [
+        ("journal.json", r#"{"version":99}"#, "has version 99, this Mooring reads up to 1"),
+        ("journal.json", r#"{"version":"#, "is torn or not Mooring's"),
+        ("journal.json.foreign", "", "was set aside here"),
+        ("shim.json", r#"{"pid":"new"}"#, "the shim's record"),
+        ("tasks/d.json", r#"{"version":99}"#, "d.json"),
+    ] {
+        let node = Node::new();
+        node.sandbox("a").await;
+        let folder = node.state_root().join("ns/a");
+        let mut init = TestChild::start(Command::new("sleep").arg("60"));
+        let runtime =
+            RuntimeSettings { root: node.folder.path().join("runc"), ..RuntimeSettings::default() };
+        let mut record = Record::new(Id::new("c").unwrap(), "/bundle".into(), runtime).unwrap();
+        record.init = Init::of(init.pid).unwrap();
+        record.save(&folder.join("tasks")).unwrap();
+        std::fs::write(folder.join(file), text).unwrap();
+        let swept = sweep(&node).await;
+        assert!(swept.unsure.len() == 1 && swept.taken_down.is_empty(), "{file}: {swept:?}");
+        let doubts = swept.unsure[0].1.join("; ");
+        assert!(doubts.contains(named), "{file}: {doubts}");
+        assert_eq!(std::fs::read_to_string(folder.join(file)).unwrap(), text);
+        assert!(node.dels().is_empty(), "{file}: a DEL ran");
+        assert!(is_alive(init.pid, record.init.unwrap().start_time).unwrap(), "{file}: killed");
+        Pinned::new(init.pid, None).unwrap().unwrap().signal(Signal::KILL).unwrap();
+        assert_eq!(init.status(), 128 + 9);
+    }
+}
+
+#[tokio::test]
+async fn the_socket_of_a_shim_that_is_gone_goes_with_what_it_left() {
+    let node = Node::new();
+    node.sandbox("a").await;
+    let socket = node.folder.path().join("s");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    let shim = DaemonRecord { pid: 1, start_time: 1, socket: Some(socket.clone()), boot: None };
+    shim.save(&node.state_root().join("ns/a")).unwrap();
+    assert_eq!(sweep(&node).await.taken_down.len(), 1);
+    assert!(!socket.exists());
 }
 
 /// A plugin that keeps no deadline.

@@ -17,6 +17,8 @@ use super::format::{FILE, JournalError};
 use crate::interleave::{pause, point};
 
 const LOCK: &str = "lock";
+/// What a journal that could not be read is called, once it is out of the way.
+const ASIDE: &str = "journal.json.foreign";
 /// How soon a lock that another process holds is tried again.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -101,6 +103,20 @@ pub fn lock(folder: &Path, patience: Duration) -> Result<Option<FolderLock>, Jou
     }
 }
 
+/// Whether another process holds the lock of a state folder at this moment. It is asked for with a lock that excludes no
+/// reader, and let go at once; nothing is made.
+pub fn is_locked(folder: &Path) -> io::Result<bool> {
+    let file = match File::open(folder.join(LOCK)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other?,
+    };
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Ok(_) => Ok(false),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(true),
+        Err((_, errno)) => Err(errno.into()),
+    }
+}
+
 /// Opened for reading: a read-only file system is locked as well, and a shim does not keep one from becoming read-only.
 fn open(lock: &Path) -> io::Result<File> {
     match File::open(lock) {
@@ -118,11 +134,16 @@ fn open(lock: &Path) -> io::Result<File> {
 /// Moves a journal that cannot be read out of the way, for whoever wants to look at it.
 pub fn set_aside(folder: &Path) -> Result<(), JournalError> {
     let path = folder.join(FILE);
-    fs::rename(&path, folder.join("journal.json.foreign")).map_err(|source| JournalError::Io {
+    fs::rename(&path, folder.join(ASIDE)).map_err(|source| JournalError::Io {
         action: "set aside",
         path,
         source,
     })
+}
+
+/// Whether there is a journal that was moved out of the way.
+pub fn was_set_aside(folder: &Path) -> bool {
+    folder.join(ASIDE).exists()
 }
 
 pub fn remove(folder: &Path, _: &FolderLock) -> Result<(), JournalError> {

@@ -12,6 +12,9 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use folder::{FolderLock, exists, lock, make_and_lock, remove, remove_folder, set_aside};
+pub use folder::{
+    FolderLock, exists, is_locked, lock, make_and_lock, remove, remove_folder, set_aside,
+    was_set_aside,
+};
 pub use format::{About, Entry, Journal, JournalError, Stage, VERSION, read};
 pub use store::{Left, Store, open};
