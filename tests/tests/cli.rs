@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use mooring_e2e::faults::{journal, kill_shim, lives, shim_of, shims_of, state_dir, until};
+use mooring_e2e::faults::{journal, kill_shim, lives, shim_of, state_dir, until};
 use mooring_e2e::life::{Kind, Life};
 use mooring_e2e::node::{Settings, shim};
 use mooring_e2e::plugins::Plugins;
@@ -57,6 +57,13 @@ fn listed(id: &str) -> Result<Value> {
     all.into_iter().find(|one| one["id"] == id).with_context(|| format!("{id} is not listed"))
 }
 
+/// Kills its shim, and waits until that has let go: a process that ends keeps its locks for a moment.
+async fn abandon(life: &Life) -> Result<()> {
+    kill_shim(life.id())?;
+    let is_left = || listed(life.id()).is_ok_and(|found| found["state"] == "left");
+    until(Duration::from_secs(10), "the shim does not let go", is_left).await
+}
+
 /// Without containerd: a killed shim's container runs on, and its namespace and address are there. Beside it a pod that
 /// lives, one that somebody works on, and one of a later version.
 async fn gc_frees_what_a_killed_shim_left_and_nothing_of_others(case: Case) -> Result<()> {
@@ -80,8 +87,7 @@ async fn gc_frees_what_a_killed_shim_left_and_nothing_of_others(case: Case) -> R
     ensure!(before["containers"][0]["runs"] == true, "{before}");
 
     case.node.end(Signal::SIGKILL).await?;
-    kill_shim(left.id())?;
-    until(Duration::from_secs(5), "the shim lives", || shims_of(left.id()).is_empty()).await?;
+    abandon(&left).await?;
     for (id, state) in
         [(left.id(), "left"), (living.id(), "ready"), ("newer", "unsure"), ("held", "finishing")]
     {
@@ -132,8 +138,7 @@ async fn gc_goes_on_where_it_failed(case: Case) -> Result<()> {
     let plugins = Plugins::install(&case.node, "gc-fails", "")?;
     let life = running(&case).await?;
     case.node.end(Signal::SIGKILL).await?;
-    kill_shim(life.id())?;
-    until(Duration::from_secs(5), "the shim lives", || shims_of(life.id()).is_empty()).await?;
+    abandon(&life).await?;
     plugins.fault("ptp", "DEL", "fail 1")?;
     let failed = run(&["gc", "--yes"])?;
     let said = text(&failed);
