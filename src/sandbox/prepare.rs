@@ -67,16 +67,26 @@ fn join_namespaces(document: &mut Value, pod: &Pod, place: &Place, own_netns: &P
     if pod.config.user.is_some() {
         shared.push(("user", "user"));
     }
+    let mut numbered = shared.clone();
+    if pod.config.pid == Scope::Node {
+        numbered.push(("pid", "pid"));
+    }
     let mut joined_uts = false;
     namespaces.retain_mut(|namespace| {
         let text = |key: &str| namespace.get(key).and_then(Value::as_str).unwrap_or_default();
         let (kind, path) = (text("type").to_owned(), text("path"));
-        let Some((_, file)) = shared.iter().find(|(name, _)| *name == kind) else { return true };
         // No process has the number 0. A client that builds paths from the number that it was given means the pod's.
-        let by_number = matches!(place, Place::Pins(_)) && path == format!("/proc/0/ns/{file}");
-        if !path.is_empty() && !by_number {
+        let by_number = matches!(place, Place::Pins(_)) && path.starts_with("/proc/0/ns/");
+        let kinds = match path {
+            "" => &shared,
+            _ if by_number => &numbered,
+            _ => return true,
+        };
+        let Some((_, file)) = kinds.iter().find(|(name, file)| {
+            *name == kind && (path.is_empty() || path == format!("/proc/0/ns/{file}"))
+        }) else {
             return true;
-        }
+        };
         joined_uts |= kind == "uts";
         let path = path_of(file, pod, place, own_netns);
         if let Some(path) = &path {

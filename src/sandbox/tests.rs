@@ -24,7 +24,7 @@ use crate::{
         Operation,
         fake::{self, FakePlugins},
     },
-    options::Options,
+    options::{AnyValue, Options},
     process::Reaper,
     resources::Resource,
     sys::{pin, survivor::Survivors},
@@ -356,6 +356,38 @@ async fn a_pod_of_the_nodes_namespaces_pins_none() {
     assert_eq!(spec.get("hostname"), None);
     world.sandbox.shutdown().await.unwrap();
     assert_eq!(world.left(), Vec::<String>::new());
+}
+
+/// CRI names the node's PID namespace, too, by the number of what stands for the pod.
+#[tokio::test]
+async fn a_pod_of_the_nodes_processes_has_them_without_a_number() {
+    let world = World::kept_by(Preference::Pinned, "processes");
+    let pod = |pid| k8s_cri::v1::PodSandboxConfig {
+        metadata: Some(k8s_cri::v1::PodSandboxMetadata { name: "x".into(), ..Default::default() }),
+        linux: Some(k8s_cri::v1::LinuxPodSandboxConfig {
+            security_context: Some(k8s_cri::v1::LinuxSandboxSecurityContext {
+                namespace_options: Some(k8s_cri::v1::NamespaceOption { pid, ..Default::default() }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    for (mode, is_allowed) in [(2, true), (1, false)] {
+        let value = prost::Message::encode_to_vec(&pod(mode));
+        let options = AnyValue { type_url: "runtime.v1.PodSandboxConfig".into(), value };
+        let sandbox = world.another(|_| {});
+        let request = CreateRequest { options: Some(options), ..world.request() };
+        sandbox.create(request).await.unwrap();
+        assert_eq!(sandbox.start().await.unwrap().pid, 0);
+        let numbered = json!([{"type": "pid", "path": "/proc/0/ns/pid"}, {"type": "mount"}]);
+        let mut spec = json!({"mounts": [], "linux": {"namespaces": numbered}});
+        match sandbox.prepare(&id("c"), &mut spec).await {
+            Ok(_) => assert_eq!(namespaces(&spec), [("mount".to_owned(), None)].into()),
+            Err(error) => assert_eq!((is_allowed, error.code()), (false, Code::InvalidArgument)),
+        }
+        sandbox.shutdown().await.unwrap();
+    }
 }
 
 /// The shim dies while its namespaces live on: they are what a recovery by the journal has to end.

@@ -218,6 +218,16 @@ async fn a_pod_of_todays_cri_runs(case: Case) -> Result<()> {
     pod.end().await
 }
 
+/// Of a pod in the node's PID namespace CRI builds that path from the number too.
+async fn a_pod_of_cri_among_the_nodes_processes_runs(case: Case) -> Result<()> {
+    let pod = PodSpec::new(&case).pid(NamespaceMode::Node).run().await?;
+    let one = pod.start(&ContainerSpec::idle("one")).await?;
+    let pid = one.pid().await?;
+    assert_eq!(namespace(format!("/proc/{pid}/ns/pid"))?, namespace("/proc/self/ns/pid")?);
+    assert_ne!(namespace(format!("/proc/{pid}/ns/ipc"))?, namespace("/proc/self/ns/ipc")?);
+    pod.end().await
+}
+
 /// A shared PID namespace needs its first process, and a user namespace one to be joined.
 async fn what_needs_a_process_has_one(case: Case) -> Result<()> {
     let pod = PodSpec::new(&case).pid(NamespaceMode::Pod).run().await?;
@@ -238,4 +248,5 @@ suite!(Settings { options: "Keeper = 'pinned'".to_owned(), ..Settings::default()
         no_path_leads_to_the_nodes_namespaces,
         namespaces_outlive_a_killed_shim_until_its_delete,
         a_pod_of_todays_cri_runs,
+        a_pod_of_cri_among_the_nodes_processes_runs,
         what_needs_a_process_has_one);
