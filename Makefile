@@ -14,6 +14,8 @@
 #   make fresh     demo and test in a bare Debian root made for it; FRESH="demo" for one of them; FRESH="deb" installs and
 #                  removes the package in one
 #   make deb       the Debian package, into target/pack
+#   make image     an image that installs Mooring on a node, as an archive, into target/pack
+#   make dist      both, an archive of the same files, bills of materials and SHA256SUMS
 #
 # MOORING_CONTAINERD=DIR has demo, test, bench and lab use the containerd, ctr and containerd-shim-runc-v2 in DIR.
 
@@ -36,7 +38,7 @@ FRESH ?= demo test
 .DEFAULT_GOAL := build
 PREVIOUS ?= $(shell git describe --tags --abbrev=0 2>/dev/null)
 
-.PHONY: build deb install lint test test-unit test-e2e test-vm test-upgrade test-build demo bench soak fuzz clean machine
+.PHONY: build deb image dist install lint test test-unit test-e2e test-vm test-upgrade test-build demo bench soak fuzz clean machine
 .PHONY: deps deps-versions lab lab-stop lab-smoke fresh
 
 # What a build needs of the machine: a linker and protoc.
@@ -75,6 +77,12 @@ install:
 deb: build
 	@$(CARGO) run --quiet --locked -p mooring-pack -- deb
 
+image: build
+	@$(CARGO) run --quiet --locked -p mooring-pack -- image
+
+dist: deb image
+	@$(CARGO) run --quiet --locked -p mooring-pack -- dist --deps $(MOORING_DEPS)
+
 lint: machine
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
@@ -91,7 +99,7 @@ test-build: machine
 test-unit: deps test-build
 	$(CARGO) test --workspace --all-features --locked --lib --bins
 
-test-e2e: deps test-build
+test-e2e: deps test-build image
 	MOORING_SHIM=$(DEBUG)/$(SHIM) $(CARGO) test --workspace --all-features --locked --test '*'
 
 # With the release wherever a test needs no failpoints, so that what is shipped has run. VM names machines, FILTER parts

@@ -44,7 +44,7 @@ fn layout(installed: &[Entry], version: &str, time: u64) -> Result<Vec<Entry>> {
             "User": "0:0",
             "Env": ["PATH=/usr/bin"],
             "Entrypoint": ["/usr/bin/mooring"],
-            "Cmd": ["install", "--root", HOST],
+            "Cmd": ["install", "--root", HOST, "--restart"],
             "WorkingDir": "/",
             "Labels": {
                 "org.opencontainers.image.title": "mooring",

@@ -29,6 +29,8 @@ pub mod systemd;
 pub mod vm;
 
 #[cfg(test)]
+mod deploy;
+#[cfg(test)]
 mod documents;
 
 /// How long a thing may take on this machine that takes `usual` at most on an ordinary one: see [`vm::PATIENCE`].
