@@ -35,7 +35,8 @@ Examples:
 
 const INSTALL_EXAMPLES: &str = "\
 The handler is a file of its own that containerd's configuration imports; the form is that of the configuration's version
-(2, 3 or 4). A configuration that cannot be parsed is named with file and line, and nothing is changed. Nothing is restarted.
+(2, 3 or 4). A configuration that cannot be parsed is named with file and line, and nothing is changed. Nothing is
+restarted without --restart.
 
 Examples:
   mooring install --dry-run                  what would be changed
@@ -142,6 +143,9 @@ pub struct PlaceArgs {
     /// Shows what would be done, and changes nothing.
     #[arg(long)]
     pub dry_run: bool,
+    /// Has the system's systemd restart containerd where something was changed; elsewhere says what to restart.
+    #[arg(long)]
+    pub restart: bool,
 }
 
 #[derive(Debug, Arguments)]

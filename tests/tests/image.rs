@@ -170,7 +170,7 @@ async fn without_systemd_the_image_says_what_to_restart(case: Case) -> Result<()
     let host = Host::new(&case.node)?;
     let (code, words) = run(&case, &host, &[]).await?;
     assert_eq!(code, 0, "{words}");
-    assert!(words.contains("restart whatever runs containerd yourself"), "{words}");
+    assert!(words.contains("restart what runs containerd yourself"), "{words}");
     assert!(host.at("usr/local/bin/containerd-shim-mooring-v1").exists());
     assert!(host.asked().is_empty(), "{:?}", host.asked());
     Ok(())

@@ -6,6 +6,7 @@
 mod config;
 mod manifest;
 mod remove;
+mod restart;
 mod rooted;
 
 use std::{
@@ -86,6 +87,7 @@ pub fn run(args: &InstallArgs, out: &mut dyn Write) -> Result<Exit> {
     }
     if needed.is_empty() {
         writeln!(out, "everything is installed already")?;
+        restart::where_owed(&args.place, &root, out)?;
         return Ok(Exit::Clean);
     }
     if args.place.dry_run {
@@ -107,16 +109,14 @@ pub fn run(args: &InstallArgs, out: &mut dyn Write) -> Result<Exit> {
             root.make_folder(folder).with_context(|| format!("make {}", folder.display()))?;
         manifest.folders.extend(made);
     }
+    restart::owe(&args.place, &root)?;
     manifest.save(&root)?;
     for change in &needed {
         let written = root.write(&change.path, &change.after, change.mode);
         written.with_context(|| format!("write {}", change.path.display()))?;
     }
-    writeln!(
-        out,
-        "\nRestart containerd, for example by: systemctl restart containerd (running pods stay)."
-    )?;
-    writeln!(out, "Then tell Kubernetes (kubectl apply -f -):\n\n{}", RUNTIME_CLASS.trim_end())?;
+    writeln!(out, "\nFor Kubernetes (kubectl apply -f -):\n\n{}", RUNTIME_CLASS.trim_end())?;
+    restart::containerd(&args.place, &root, out)?;
     Ok(Exit::Clean)
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::{
     Change, could_not,
     manifest::{self, Manifest},
-    open, parse, read,
+    open, parse, read, restart,
     rooted::Root,
 };
 use crate::{
@@ -23,6 +23,7 @@ pub fn run(args: &UninstallArgs, out: &mut dyn Write) -> Result<Exit> {
     let manifest = Manifest::load(&root)?;
     if manifest.is_empty() {
         writeln!(out, "nothing is installed (no {})", manifest::FILE)?;
+        restart::where_owed(&args.place, &root, out)?;
         return Ok(Exit::Clean);
     }
     let pods = pods(&root)?;
@@ -58,6 +59,7 @@ pub fn run(args: &UninstallArgs, out: &mut dyn Write) -> Result<Exit> {
         writeln!(out, "nothing was changed (--dry-run)")?;
         return Ok(Exit::Clean);
     }
+    restart::owe(&args.place, &root)?;
     // containerd must never be left with an import of what is gone.
     if let Config::Changes(change) = &config {
         let written = root.write(&change.path, &change.after, change.mode);
@@ -70,10 +72,7 @@ pub fn run(args: &UninstallArgs, out: &mut dyn Write) -> Result<Exit> {
     for folder in manifest.folders.iter().rev() {
         root.remove_folder(folder).with_context(|| format!("remove {}", folder.display()))?;
     }
-    writeln!(
-        out,
-        "\nRestart containerd, for example by: systemctl restart containerd (running pods stay)."
-    )?;
+    restart::containerd(&args.place, &root, out)?;
     Ok(if changed.is_empty() { Exit::Clean } else { Exit::Findings })
 }
 
