@@ -54,7 +54,7 @@ fn code_spans(text: &str) -> impl Iterator<Item = &str> {
 fn tests() -> BTreeSet<String> {
     let root = root();
     let mut found = BTreeSet::new();
-    for folder in ["src", "shim", "cli", "tests", "fuzz"] {
+    for folder in ["src", "shim", "cli", "pack", "tests", "fuzz"] {
         for path in files(&root.join(folder), ".rs") {
             let text = fs::read_to_string(&path).unwrap();
             let lines: Vec<&str> = text.lines().map(str::trim_start).collect();
@@ -179,8 +179,18 @@ fn links_lead_somewhere() {
 #[test]
 fn files_of_the_project_that_are_named_are_there() {
     let root = root();
-    let folders =
-        ["src/", "shim/", "cli/", "tests/", "tools/", "docs/", "examples/", "deploy/", "fuzz/"];
+    let folders = [
+        "src/",
+        "shim/",
+        "cli/",
+        "tests/",
+        "tools/",
+        "docs/",
+        "examples/",
+        "deploy/",
+        "fuzz/",
+        "pack/",
+    ];
     let mut wrong = Vec::new();
     for (page, text) in pages() {
         let prose = prose(&text);
