@@ -47,7 +47,7 @@ stamp() { { cat "$here/deps.sh" "$here/apt.sh"; echo "$deps"; uname -m; } | sha2
 complete() {
   local part
   [ "$(cat "$deps/stamp" 2>/dev/null)" = "$1" ] || return 1
-  for part in bin/containerd bin/ctr bin/containerd-shim-runc-v2 bin/runc bin/runc-1.1 bin/crun bin/busybox cni/bin/bridge; do
+  for part in bin/containerd bin/ctr bin/containerd-shim-runc-v2 bin/runc bin/runc-1.1 bin/crun bin/criu bin/busybox cni/bin/bridge; do
     [ -x "$deps/$part" ] || return 1
   done
   [ -z "$(missing_packages)" ]
@@ -119,10 +119,11 @@ privatise() {
 }
 
 fetch_oci_runtimes() {
-  step="fetch runc and crun with their libraries from $suite"
-  fetch_with_libraries runc crun
+  step="fetch runc, crun and criu with their libraries from $suite"
+  fetch_with_libraries runc crun criu libcriu2
   privatise "$deps/unpack/oci/usr/sbin/runc" "$deps/bin/runc"
   privatise "$deps/unpack/oci/usr/bin/crun" "$deps/bin/crun"
+  privatise "$deps/unpack/oci/usr/sbin/criu" "$deps/bin/criu"
 }
 
 # The machine's own runc is what many nodes of that age have, and what figures are compared with.
@@ -155,6 +156,7 @@ versions() {
   report runc "$deps/bin/runc" --version
   report runc-1.1 "$deps/bin/runc-1.1" --version
   report crun "$deps/bin/crun" --version
+  report criu "$deps/bin/criu" --version
   report "CNI plugins" env CNI_COMMAND=VERSION bash -c "'$deps/cni/bin/bridge' </dev/null 2>&1 | head -n 1; true"
   report busybox "$deps/bin/busybox" busybox --help
   report iptables iptables --version

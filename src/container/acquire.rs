@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use tokio::time::Instant;
 
-use super::{Error, Init, Record, end};
+use super::{Error, Init, Record, end, release};
 use crate::{
     cgroup::{Cgroup, Hierarchies, from_systemd},
     mounts::{self, Mount, UserNamespace},
@@ -79,6 +79,21 @@ impl Acquisition {
                 .map_err(|source| Error::Cgroup { id: self.record.id.to_string(), source })?,
         };
         self.record.save(&self.dir)
+    }
+
+    /// Takes back what the runtime has made, and kills it first; the root file system stays. Afterwards the runtime may
+    /// be called again.
+    pub async fn undo_runtime(
+        &mut self,
+        cgroups_path: Option<&str>,
+        reaper: &Reaper,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let mut made = self.record.clone();
+        made.rootfs_mounted = false;
+        release(&made, reaper, deadline).await?;
+        self.record.init = None;
+        self.plan_again(cgroups_path)
     }
 
     /// Takes back whatever was acquired. When this fails the record stays, for the sandbox's teardown to try again.

@@ -57,6 +57,9 @@ pub struct Record {
     /// The folder of the sockets over which terminals of the container's processes arrive; there while one is awaited.
     #[serde(default)]
     pub consoles: Option<PathBuf>,
+    /// criu's configuration, which also marks its processes; there while the container is checkpointed or restored.
+    #[serde(default)]
+    pub criu_config: Option<PathBuf>,
     /// The boot in which it was created.
     #[serde(default)]
     pub boot: Option<BootId>,
@@ -83,6 +86,7 @@ impl Record {
             cgroup: Cgroup::default(),
             rootfs_mounted: false,
             consoles: None,
+            criu_config: None,
             boot: Some(boot),
             shim,
         })

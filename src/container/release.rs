@@ -1,6 +1,10 @@
 //! Releasing a container: everything of it is killed, waited for, deleted from the OCI runtime and unmounted.
 
-use std::{collections::BTreeSet, fs, io, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout_at};
@@ -9,9 +13,9 @@ use super::{Error, Pinned, Record, is_alive, record::Init};
 use crate::{
     cgroup::Cgroup,
     mounts,
-    process::Reaper,
+    process::{Reaper, orphans},
     released::Released,
-    runtime::{OciRuntime, Runc, quick},
+    runtime::{OciRuntime, Runc, criu, quick},
     sys::{boot, identity, survivor::Survivors},
 };
 
@@ -47,6 +51,7 @@ pub fn kill_in_place(record: &Record) -> Result<Released, Error> {
 }
 
 fn kill(record: &Record) -> Result<(Released, Option<(i32, Pinned)>), Error> {
+    end_criu(record)?;
     let (init, group) = known(record)?;
     let mut found = Released::AlreadyGone;
     let mut living = false;
@@ -130,7 +135,7 @@ pub async fn release(
     found = found
         .and(group.remove(deadline).await.map_err(|source| Error::Cgroup { id: id(), source })?);
     if record.rootfs_mounted {
-        found = found.and(unmount(record).await?);
+        found = found.and(unmount(record, record.bundle.join("rootfs")).await?);
     }
     if let Some(consoles) = &record.consoles {
         // A shim that was killed while a terminal was on its way has left its socket.
@@ -157,17 +162,44 @@ pub async fn end(
     Ok(found)
 }
 
-async fn unmount(record: &Record) -> Result<Released, Error> {
+/// Ends a checkpoint or restore that outlived its shim: it would go on to make what is being released. Whoever removes the
+/// bundle afterwards must not find criu's mounts in it, of which some are the node's cgroups. Blocks where there is one.
+fn end_criu(record: &Record) -> Result<(), Error> {
+    let Some(config) = record.criu_config.as_ref().filter(|file| file.exists()) else {
+        return Ok(());
+    };
+    if let Some(Init { pid, .. }) = record.shim {
+        let variable = format!("{}={}", criu::CONFIG, config.display());
+        let action = "end the programs that were started with";
+        let failed = |source| Error::File { action, path: config.clone(), source };
+        orphans::end(&variable, pid).map_err(failed)?;
+    }
+    // What the runtime mounts as a root for criu would keep the runtime's state folder.
+    let mut mounted = vec![record.runtime.root.join(&record.id).join("criu-root")];
+    mounted.extend(criu::mounts_of(config));
+    mounted.extend(criu::mounts_of_nobody());
+    for path in mounted {
+        mounts::unmount_all(&path)
+            .map_err(|source| Error::Mounts { id: record.id.to_string(), source })?;
+        // Whatever is in it besides is not criu's.
+        let _ = fs::remove_dir(&path);
+    }
+    // On a disk that is read-only by now it stays, and says nothing any more.
+    if let Err(error) = fs::remove_file(config) {
+        log::warn!("remove {}: {error}", config.display());
+    }
+    Ok(())
+}
+
+async fn unmount(record: &Record, target: PathBuf) -> Result<Released, Error> {
     let fail = |source| Error::Mounts { id: record.id.to_string(), source };
-    let rootfs = record.bundle.join("rootfs");
-    let unmounted = tokio::task::spawn_blocking(move || mounts::unmount_all(Path::new(&rootfs)));
+    let path = target.clone();
+    let unmounted = tokio::task::spawn_blocking(move || mounts::unmount_all(&target));
     match unmounted.await {
         Ok(answer) => answer.map_err(fail),
-        Err(error) => Err(Error::File {
-            action: "unmount",
-            path: record.bundle.join("rootfs"),
-            source: std::io::Error::other(error),
-        }),
+        Err(error) => {
+            Err(Error::File { action: "unmount", path, source: std::io::Error::other(error) })
+        }
     }
 }
 

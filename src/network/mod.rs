@@ -13,7 +13,6 @@ mod gc;
 mod netlink;
 pub mod netns;
 mod observer;
-pub mod orphans;
 mod plugin;
 mod record;
 mod result;

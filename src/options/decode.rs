@@ -48,6 +48,8 @@ pub(super) struct RuncOptions {
     pub root: String,
     #[prost(bool, tag = "9")]
     pub systemd_cgroup: bool,
+    #[prost(string, tag = "11")]
+    pub criu_work_path: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -103,6 +105,7 @@ impl From<RuncOptions> for Layer {
         layer.given("BinaryName", options.binary_name);
         layer.given("Root", options.root);
         layer.given("SystemdCgroup", options.systemd_cgroup);
+        layer.given("CriuWorkPath", options.criu_work_path);
         layer
     }
 }

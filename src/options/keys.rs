@@ -56,6 +56,10 @@ keys! {
         "the owner of containers' fifos and pipes, unless a user namespace decides";
     "IoGid" => runtime.io_gid, Setting::read,
         "their group";
+    "CriuPath" => runtime.criu, value::criu,
+        "the criu that the OCI runtime finds in PATH: a path that ends in `criu`, or that name alone; for checkpoints (docs/checkpoint.md)";
+    "CriuWorkPath" => runtime.criu_work, value::folder,
+        "where criu leaves its log and statistics of a restore; empty: `criu-work` in the bundle";
     "RuntimeTimeout" => runtime.timeout, value::some_time,
         "how long one call of the OCI runtime may take; then it is killed with everything that it started, and the request fails with `DeadlineExceeded`";
     "NetworkOwner" => network_owner, Setting::read,
@@ -84,7 +88,6 @@ keys! {
         "how long a teardown waits for containerd before it kills containers on its own";
 }
 
-/// Keys that are known and have no effect: those of checkpoint and restore, which are not implemented, and those of
-/// containerd's own message, which it leaves in the text.
-pub(super) const WITHOUT_EFFECT: [&str; 5] =
-    ["CriuPath", "CriuImagePath", "CriuWorkPath", "TypeUrl", "ConfigPath"];
+/// Keys that are known and have no effect: the checkpoint to restore, which containerd reads itself and passes on, and
+/// those of containerd's own message, which it leaves in the text.
+pub(super) const WITHOUT_EFFECT: [&str; 3] = ["CriuImagePath", "TypeUrl", "ConfigPath"];

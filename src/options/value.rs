@@ -9,7 +9,7 @@ use thiserror::Error;
 use toml::Value;
 
 use super::{NetworkOwner, time};
-use crate::{keeper, network};
+use crate::{keeper, network, runtime::criu};
 
 /// What an option can be.
 pub(super) trait Setting: Sized {
@@ -127,6 +127,24 @@ impl Setting for keeper::Preference {
 pub(super) fn program(value: &Value) -> Result<PathBuf, Wrong> {
     let name = value.as_str().filter(|name| !name.is_empty());
     name.map(PathBuf::from).ok_or_else(|| wrong("a path, or the name of a program", value))
+}
+
+/// criu, which goes by its name alone in the PATH of those who run it. Empty is the default.
+pub(super) fn criu(value: &Value) -> Result<PathBuf, Wrong> {
+    let wanted = "\"criu\", or an absolute path that ends in it";
+    let path = Path::new(value.as_str().ok_or_else(|| wrong(wanted, value))?);
+    let named = path.file_name().is_some_and(|name| name == criu::NAME);
+    match path.components().count() {
+        0 => Ok(criu::NAME.into()),
+        1 if named => Ok(path.to_owned()),
+        _ if named && path.is_absolute() => Ok(path.to_owned()),
+        _ => Err(wrong(wanted, value)),
+    }
+}
+
+/// A folder, or nothing.
+pub(super) fn folder(value: &Value) -> Result<PathBuf, Wrong> {
+    if value.as_str() == Some("") { Ok(PathBuf::new()) } else { PathBuf::read(value) }
 }
 
 /// A length of time that something can be done in.

@@ -4,7 +4,7 @@
 //! all of them; nobody else may call `wait`. It also serves OCI runtime calls, CNI plugins and log binaries.
 
 mod command;
-
+pub mod orphans;
 mod reaper;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -35,6 +35,10 @@ pub(super) struct Call<'a> {
     pub(super) log: Option<&'a Path>,
 }
 
+/// Where programs usually are, whatever PATH says.
+pub(super) const USUAL: [&str; 6] =
+    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
 /// The program's path: a name without a slash is looked for in PATH, and where runtimes usually are.
 pub(super) fn find(binary: &Path) -> PathBuf {
     if binary.components().count() > 1 {
@@ -42,10 +46,7 @@ pub(super) fn find(binary: &Path) -> PathBuf {
     }
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
-        .chain(
-            ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
-                .map(PathBuf::from),
-        )
+        .chain(USUAL.map(PathBuf::from))
         .map(|folder| folder.join(binary))
         .find(|file| file.is_file())
         .unwrap_or_else(|| binary.to_owned())

@@ -4,7 +4,9 @@
 //! two is done here directly, where the state folder shows that it is runc's and nothing unusual is asked for:
 //! [`quick::start`] and [`quick::delete`].
 
+pub mod checkpoint;
 mod complaint;
+pub mod criu;
 mod launch;
 pub mod quick;
 mod runc;
@@ -22,6 +24,7 @@ use std::{
 use async_trait::async_trait;
 use thiserror::Error;
 
+pub use checkpoint::{Checkpoint, Restore};
 pub use launch::Stdio;
 pub use runc::Runc;
 pub use settings::RuntimeSettings;
@@ -75,6 +78,16 @@ pub enum Error {
     /// It ran, said that all was well, and left or printed something that makes no sense.
     #[error("OCI runtime {verb}: {what}")]
     Garbage { verb: &'static str, what: String },
+    /// criu is not there.
+    #[error("OCI runtime {verb} failed: no program {program:?}{place}, which it needs (option CriuPath)", place = if program.contains('/') { "" } else { " in PATH" })]
+    NoCriu {
+        verb: &'static str,
+        /// The program as it was asked for.
+        program: String,
+    },
+    /// The runtime cannot do it.
+    #[error("OCI runtime {verb} failed: {binary} was built without checkpoint and restore", binary = binary.display())]
+    NoCheckpoints { verb: &'static str, binary: PathBuf },
     /// The container's init ended before it could be started.
     #[error("OCI runtime start failed: the container's process has ended")]
     Ended,
@@ -96,10 +109,11 @@ impl Coded for Error {
         match self {
             Self::Late { .. } => Code::DeadlineExceeded,
             Self::Missing { .. } => Code::InvalidArgument,
+            Self::NoCheckpoints { .. } => Code::Unimplemented,
             Self::Refused { complaint, .. } if complaint.contains("does not exist") => {
                 Code::NotFound
             }
-            Self::Ended => Code::FailedPrecondition,
+            Self::NoCriu { .. } | Self::Ended => Code::FailedPrecondition,
             Self::Cgroup(error) => error.code(),
             _ => Code::Unknown,
         }
@@ -116,6 +130,16 @@ pub trait OciRuntime: Send + Sync {
     /// Creates container `id` from `bundle`; answers the process id of its init, which waits to be started.
     async fn create(&self, id: &Id, bundle: &Path, create: Create) -> Result<i32, Error>;
     async fn start(&self, id: &Id, bundle: &Path) -> Result<(), Error>;
+    /// Writes the container's processes into a folder, and then ends them or lets them go on.
+    async fn checkpoint(
+        &self,
+        id: &Id,
+        bundle: &Path,
+        checkpoint: &Checkpoint,
+    ) -> Result<(), Error>;
+    /// Makes container `id` from `bundle` with the processes of a checkpoint, which go on at once; answers the process
+    /// id of its init.
+    async fn restore(&self, id: &Id, bundle: &Path, restore: Restore) -> Result<i32, Error>;
     /// Sends `signal` to the container's init, or to all its processes.
     async fn kill(&self, id: &Id, bundle: &Path, signal: i32, all: bool) -> Result<(), Error>;
     /// Removes what the runtime holds of the container, killing what is left of it.

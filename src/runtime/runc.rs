@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use rustix::process::Signal;
 
 use super::{
-    Create, Error, Exec, OciRuntime, RuntimeSettings,
+    Checkpoint, Create, Error, Exec, OciRuntime, Restore, RuntimeSettings, checkpoint, criu,
     launch::{Call, Stdio, find},
     quick,
 };
@@ -95,13 +95,23 @@ fn log_of(bundle: &Path) -> Option<PathBuf> {
 }
 
 /// A file for one call, gone afterwards.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Drop for Scratch {
     fn drop(&mut self) {
         // The runtime may never have come to write it.
         let _ = fs::remove_file(&self.0);
     }
+}
+
+/// The same failure with what criu's own log says of it: the runtime knows only that criu failed.
+fn with_log_of_criu(error: Error, log: &Path) -> Error {
+    let Error::Refused { verb, complaint } = error else { return error };
+    let Some(said) = checkpoint::complaints(log) else {
+        return Error::Refused { verb, complaint };
+    };
+    let first = complaint.lines().next().unwrap_or_default();
+    Error::Refused { verb, complaint: format!("{first}: {said} (log: {})", log.display()) }
 }
 
 fn read_pid(verb: &'static str, path: &Path) -> Result<i32, Error> {
@@ -142,6 +152,65 @@ impl OciRuntime for Runc {
 
     async fn start(&self, id: &Id, bundle: &Path) -> Result<(), Error> {
         self.simple("start", id, bundle, &[], b"").await
+    }
+
+    async fn checkpoint(
+        &self,
+        id: &Id,
+        bundle: &Path,
+        checkpoint: &Checkpoint,
+    ) -> Result<(), Error> {
+        let log = log_of(bundle);
+        let mut call = self.call("checkpoint", id, bundle, log.as_deref());
+        let _config = criu::configure(
+            &mut call,
+            &self.settings,
+            &checkpoint.config,
+            &checkpoint.work,
+            &checkpoint.config_text(),
+        )?;
+        criu::check_built_in(&self.settings, &self.reaper, "checkpoint").await?;
+        call.command.arg("--image-path").arg(&checkpoint.images);
+        call.command.arg("--work-path").arg(&checkpoint.work);
+        if let Some(parent) = &checkpoint.parent {
+            call.command.arg("--parent-path").arg(parent);
+        }
+        if checkpoint.leave_running {
+            call.command.arg("--leave-running");
+        }
+        if let Some(mode) = &checkpoint.cgroups_mode {
+            call.command.arg(format!("--manage-cgroups-mode={mode}"));
+        }
+        call.command.args(checkpoint.kept.arguments()).arg(id.as_str());
+        let done = call.run(&self.reaper, b"").await;
+        done.map_err(|error| with_log_of_criu(error, &checkpoint.work.join("dump.log")))
+    }
+
+    async fn restore(&self, id: &Id, bundle: &Path, restore: Restore) -> Result<i32, Error> {
+        let (log, pid) = (bundle.join("log.json"), bundle.join("init.pid"));
+        let mut call = self.call("restore", id, bundle, Some(&log));
+        let _config = criu::configure(
+            &mut call,
+            &self.settings,
+            &restore.config,
+            &restore.work,
+            &restore.config_text(),
+        )?;
+        criu::check_built_in(&self.settings, &self.reaper, "restore").await?;
+        // The number that an earlier attempt has left is nobody's.
+        drop(Scratch(pid.clone()));
+        call.command.arg("--image-path").arg(&restore.images).arg("--work-path").arg(&restore.work);
+        call.command.arg("--bundle").arg(bundle).arg("--pid-file").arg(&pid).arg("--detach");
+        if self.settings.no_pivot_root {
+            call.command.arg("--no-pivot");
+        }
+        if let Some(console) = &restore.console {
+            call.command.arg("--console-socket").arg(console);
+        }
+        call.command.args(restore.note.kept.arguments()).arg(id.as_str());
+        let done = call.run_with(&self.reaper, restore.stdio).await;
+        done.map_err(|error| with_log_of_criu(error, &restore.work.join("restore.log")))?;
+        read_pid("restore", &pid)
     }
 
     async fn kill(&self, id: &Id, bundle: &Path, signal: i32, all: bool) -> Result<(), Error> {

@@ -24,6 +24,10 @@ pub struct RuntimeSettings {
     /// The owner of the container's stdio.
     pub io_uid: u32,
     pub io_gid: u32,
+    /// The program that checkpoints and restores: a name that is found in PATH, or a path that ends in that name.
+    pub criu: PathBuf,
+    /// Where criu leaves its log and statistics of a restore; empty for the bundle.
+    pub criu_work: PathBuf,
     /// How long one call may take.
     pub timeout: Duration,
 }
@@ -38,6 +42,8 @@ impl Default for RuntimeSettings {
             no_new_keyring: false,
             io_uid: 0,
             io_gid: 0,
+            criu: super::criu::NAME.into(),
+            criu_work: PathBuf::new(),
             timeout: Duration::from_mins(2),
         }
     }

@@ -24,8 +24,8 @@ use crate::{
     containerd::Containerd,
     error::{Code, Coded, code_of_io},
     id::Id,
-    network::{CniPlugins, orphans},
-    process::Reaper,
+    network::CniPlugins,
+    process::{Reaper, orphans},
     released::Released,
     resources::{Action, Parties, Resource, WITHOUT_SHIM},
     sys::{boot, survivor::Survivors},
@@ -360,8 +360,8 @@ impl StepWork<Resource, Action> for Remaining {
         }
         // An ADD that goes on would undo what its DEL does now.
         if let (Resource::Network(record), Some(shim)) = (resource, self.shim) {
-            let id = record.container_id.clone();
-            let ended = spawn_blocking(move || orphans::end(&id, shim)).await;
+            let variable = format!("CNI_CONTAINERID={}", record.container_id);
+            let ended = spawn_blocking(move || orphans::end(&variable, shim)).await;
             let ended = ended.unwrap_or_else(|error| Err(std::io::Error::other(error)));
             ended.map_err(|error| StepError {
                 code: code_of_io(&error),

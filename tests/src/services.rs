@@ -12,6 +12,7 @@ use containerd_client::tonic::metadata::AsciiMetadataValue;
 use containerd_client::tonic::transport::Channel;
 use containerd_client::tonic::{Request, Response, Status};
 use containerd_client::types::{Mount, Platform, sandbox::Runtime};
+use prost::Message;
 use prost_types::Any;
 use serde_json::{Value, json};
 
@@ -22,6 +23,49 @@ use crate::suite::Case;
 pub const NAMESPACE: &str = "default";
 const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+
+const RESTORE_OPTIONS: &str = "containerd.runc.v1.Options";
+const CHECKPOINT_OPTIONS: &str = "containerd.runc.v1.CheckpointOptions";
+
+/// What of `containerd.runc.v1.Options` a restore needs.
+#[derive(Clone, PartialEq, Message)]
+struct RestoreOptions {
+    #[prost(string, tag = "10")]
+    criu_image_path: String,
+}
+
+/// `containerd.runc.v1.CheckpointOptions`.
+#[derive(Clone, PartialEq, Message)]
+pub struct CheckpointOptions {
+    /// Whether the container ends with it.
+    #[prost(bool, tag = "1")]
+    pub exit: bool,
+    /// Whether a terminal is kept.
+    #[prost(bool, tag = "4")]
+    pub terminal: bool,
+    /// What becomes of cgroups.
+    #[prost(string, tag = "7")]
+    pub cgroups_mode: String,
+    /// The folder of the images.
+    #[prost(string, tag = "8")]
+    pub image_path: String,
+    /// The folder of criu's log.
+    #[prost(string, tag = "9")]
+    pub work_path: String,
+}
+
+/// Where a task's input comes from and its output goes.
+#[derive(Clone, Debug, Default)]
+pub struct Streams {
+    /// A fifo.
+    pub stdin: String,
+    /// A fifo.
+    pub stdout: String,
+    /// A fifo, or nothing.
+    pub stderr: String,
+    /// Whether the process has a terminal.
+    pub terminal: bool,
+}
 
 /// A request in one of containerd's namespaces.
 pub fn in_namespace<T>(namespace: &'static str, message: T) -> Request<T> {
@@ -256,6 +300,47 @@ impl Task {
             ..Default::default()
         };
         self.client.tasks().create(request(message)).await.map(|answer| answer.into_inner().pid)
+    }
+
+    /// Create with this folder as its root file system and fifos as its output, from a checkpoint if one is given.
+    pub async fn create_with(
+        &self,
+        root: &Path,
+        streams: &Streams,
+        checkpoint: Option<&Path>,
+    ) -> Result<u32, Status> {
+        let mount = Mount {
+            r#type: "bind".to_owned(),
+            source: root.display().to_string(),
+            options: vec!["rbind".to_owned(), "rw".to_owned()],
+            ..Default::default()
+        };
+        let options = checkpoint.map(|images| {
+            let message = RestoreOptions { criu_image_path: images.display().to_string() };
+            Any { type_url: RESTORE_OPTIONS.to_owned(), value: message.encode_to_vec() }
+        });
+        let message = api::CreateTaskRequest {
+            container_id: self.id.clone(),
+            rootfs: vec![mount],
+            stdin: streams.stdin.clone(),
+            stdout: streams.stdout.clone(),
+            stderr: streams.stderr.clone(),
+            terminal: streams.terminal,
+            options,
+            ..Default::default()
+        };
+        self.client.tasks().create(request(message)).await.map(|answer| answer.into_inner().pid)
+    }
+
+    /// Checkpoint.
+    pub async fn checkpoint(&self, options: &CheckpointOptions) -> Result<(), Status> {
+        let value = options.encode_to_vec();
+        let message = api::CheckpointTaskRequest {
+            container_id: self.id.clone(),
+            options: Some(Any { type_url: CHECKPOINT_OPTIONS.to_owned(), value }),
+            ..Default::default()
+        };
+        self.client.tasks().checkpoint(request(message)).await.map(drop)
     }
 
     /// Start.

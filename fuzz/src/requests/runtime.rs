@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use mooring::{
     container::start_time,
     id::Id,
-    runtime::{Create, Error, Exec, OciRuntime, RuntimeSettings},
+    runtime::{Checkpoint, Create, Error, Exec, OciRuntime, Restore, RuntimeSettings},
 };
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::json;
@@ -78,6 +78,14 @@ impl OciRuntime for Sleeping {
 
     async fn start(&self, _: &Id, _: &Path) -> Result<(), Error> {
         Ok(())
+    }
+
+    async fn checkpoint(&self, _: &Id, _: &Path, _: &Checkpoint) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn restore(&self, _: &Id, _: &Path, _: Restore) -> Result<i32, Error> {
+        Err(refused("restore")(io::Error::other("there are no checkpoints here")))
     }
 
     async fn kill(&self, _: &Id, _: &Path, _: i32, _: bool) -> Result<(), Error> {

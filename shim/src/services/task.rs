@@ -17,7 +17,7 @@ use containerd_shim_protos::{
     ttrpc::{self, asynchronous::TtrpcContext},
 };
 use mooring::{
-    error::{Code, Coded},
+    error::Coded,
     id::Id,
     options::{self, AnyValue, HandlerOptions},
     runtime::RuntimeSettings,
@@ -26,8 +26,8 @@ use mooring::{
 
 use super::{
     Ending,
-    convert::{mount, timestamp, value},
-    status::{answer, status},
+    convert::{checkpoint, mount, timestamp, value},
+    status::status,
 };
 use crate::task::{CreateRequest, Error, ExecRequest, Member, Status, Streams, Tasks};
 
@@ -217,8 +217,11 @@ impl Service for TaskService {
         _: &TtrpcContext,
         request: CheckpointTaskRequest,
     ) -> ttrpc::Result<Empty> {
-        let reason = format!("checkpoint task {:?}: not implemented", request.id);
-        Err(answer(Code::Unimplemented, reason))
+        let id = request.id.clone();
+        let call = Call("checkpoint", &id);
+        let checkpoint = checkpoint(request).map_err(|e| call.failed(&e))?;
+        self.tasks.checkpoint(&id, checkpoint).await.map_err(|e| call.failed(&e))?;
+        Ok(Empty::new())
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {

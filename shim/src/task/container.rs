@@ -15,7 +15,7 @@ use mooring::{
     container::Record,
     id::Id,
     process::{Exit, Exited},
-    runtime::OciRuntime,
+    runtime::{OciRuntime, checkpoint::StreamFiles},
     sys::survivor::Survivors,
 };
 use rustix::process::Signal;
@@ -55,6 +55,8 @@ pub(super) struct Container {
     pub(super) order: tokio::sync::Mutex<()>,
     pub(super) init: Arc<Process>,
     pub(super) exited: Exited,
+    /// What its init was given of the client's.
+    pub(super) streams: StreamFiles,
     pub(super) execs: Mutex<BTreeMap<Id, Arc<Process>>>,
     pub(super) cgroup: Cgroup,
     pub(super) frozen: Mutex<Frozen>,

@@ -1,4 +1,4 @@
-//! Task.Create.
+//! Task.Create, but for what a restore does in its stead (`restore.rs`).
 
 use std::{
     sync::{Arc, Mutex, atomic::AtomicBool},
@@ -9,7 +9,7 @@ use mooring::{
     container::{Acquisition, Record},
     failpoint,
     process::Exited,
-    runtime::{Create, OciRuntime},
+    runtime::{Create, OciRuntime, checkpoint::StreamFiles},
 };
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -19,27 +19,31 @@ use super::{
     container::{Container, Frozen},
     parties::Parties,
     process::{Life, Live, Process},
-    publish, spec,
+    publish,
+    restore::{self, Restorable},
+    spec,
     stdio::{self, Io, Listener, Mode, Owner},
 };
 
 /// How long the undoing of a failed creation may take.
-const UNDO: Duration = Duration::from_secs(10);
+pub(super) const UNDO: Duration = Duration::from_secs(10);
+
+/// What comes of a creation.
+pub(super) enum Created {
+    Container(Arc<Container>),
+    /// A container to be, whose start restores it.
+    Restorable(Arc<Restorable>),
+}
 
 /// Creates the container. When this fails, nothing of it is left.
-pub(super) async fn create(
-    parties: &Parties,
-    request: CreateRequest,
-) -> Result<Arc<Container>, Error> {
-    if !request.checkpoint.is_empty() {
-        return Err(Error::Unimplemented("restoring from a checkpoint"));
-    }
+pub(super) async fn create(parties: &Parties, request: CreateRequest) -> Result<Created, Error> {
     if !request.bundle.is_absolute() {
         return Err(Error::Invalid(format!(
             "bundle \"{}\" is no absolute path",
             request.bundle.display()
         )));
     }
+    let checkpoint = restore::checkpoint_of(&request)?;
     let _admitted = parties.pod.admit(&request.id)?;
     let mut spec = spec::read(&request.bundle)?;
     // Somebody else's state of that name must not be taken for ours when something fails.
@@ -50,12 +54,24 @@ pub(super) async fn create(
         Record::new(request.id.clone(), request.bundle.clone(), request.runtime.clone())?;
     record.rootfs_mounted = !request.rootfs.is_empty();
     record.consoles = Some(parties.consoles(&request.id));
+    record.criu_config = Some(parties.criu_config(&request.id));
     let group = spec::cgroups_path(&spec);
     let mut acquisition = Acquisition::begin(record, group, parties.pod.tasks_dir())?;
     failpoint::pass("task-create-recorded");
-    match build(parties, &request, &mut spec, &mut acquisition).await {
-        Ok(container) => Ok(container),
-        Err(error) => {
+    let built = match prepare(parties, &request, &mut spec, &mut acquisition).await {
+        Ok(()) if checkpoint.is_some() => Ok(None),
+        Ok(()) => build(parties, &request, &spec, &mut acquisition).await.map(Some),
+        Err(error) => Err(error),
+    };
+    match (built, checkpoint) {
+        (Ok(Some(container)), _) => Ok(Created::Container(container)),
+        (Ok(None), images) => {
+            publish::created(&*parties.events, &request, 0);
+            let images = images.unwrap_or_default();
+            let restorable = Restorable::new(parties, request, images, spec, acquisition);
+            Ok(Created::Restorable(Arc::new(restorable)))
+        }
+        (Err(error), _) => {
             let undone = acquisition.undo(&parties.reaper, Instant::now() + UNDO).await;
             if let Err(error) = undone {
                 log::error!("undo the creation of task {}: {error}", request.id);
@@ -65,38 +81,77 @@ pub(super) async fn create(
     }
 }
 
-async fn build(
+/// Everything before the OCI runtime is called.
+async fn prepare(
     parties: &Parties,
     request: &CreateRequest,
     spec: &mut Value,
     acquisition: &mut Acquisition,
-) -> Result<Arc<Container>, Error> {
+) -> Result<(), Error> {
     if parties.pod.prepare(&request.id, &request.bundle, spec).await? {
         spec::write(&request.bundle, spec)?;
         acquisition.plan_again(spec::cgroups_path(spec))?;
     }
     acquisition.mount(request.rootfs.clone(), spec::user_namespace_owner(spec)).await?;
     failpoint::pass("task-create-mounted");
+    Ok(())
+}
+
+async fn build(
+    parties: &Parties,
+    request: &CreateRequest,
+    spec: &Value,
+    acquisition: &mut Acquisition,
+) -> Result<Arc<Container>, Error> {
     let runtime = (parties.runtimes)(request.runtime.clone());
-    let (init, exited, io) = run(parties, request, spec, &*runtime).await?;
+    let process = Process::new(request.streams.clone(), Life::Added(Arc::default()), None);
+    let (live, made) = run(parties, request, spec, &*runtime).await?;
     failpoint::pass("task-create-created");
-    acquisition.created(init.pid, &exited)?;
+    let pid = live.pid.unsigned_abs();
+    process.set_life(Life::Created(live));
+    let container =
+        known(parties, request, spec, acquisition, runtime, Arc::new(process), made).await?;
+    publish::created(&*parties.events, request, pid);
+    container.watch(&parties.events, &parties.oom_kills);
+    Ok(container)
+}
+
+/// What the runtime has made of a container, beside its init.
+pub(super) struct Made {
+    pub(super) exited: Exited,
+    pub(super) io: Io,
+    pub(super) streams: StreamFiles,
+}
+
+/// Records and checks what the runtime has made: the container, which is watched and told of by the caller.
+pub(super) async fn known(
+    parties: &Parties,
+    request: &CreateRequest,
+    spec: &Value,
+    acquisition: &mut Acquisition,
+    runtime: Arc<dyn OciRuntime>,
+    init: Arc<Process>,
+    made: Made,
+) -> Result<Arc<Container>, Error> {
+    let Made { exited, io, streams } = made;
+    acquisition.created(exited.pid(), &exited)?;
     let record = acquisition.record().clone();
-    parties.pod.verify(&request.id, init.pid, spec).await?;
-    let pid = init.pid.unsigned_abs();
+    parties.pod.verify(&request.id, exited.pid(), spec).await?;
+    init.set_io(io);
     let mappings = json!({"linux": {
         "uidMappings": spec.pointer("/linux/uidMappings"),
         "gidMappings": spec.pointer("/linux/gidMappings"),
     }});
-    let container = Arc::new(Container {
+    Ok(Arc::new(Container {
         id: request.id.clone(),
         bundle: request.bundle.clone(),
         cgroup: record.cgroup.clone(),
         record,
         runtime,
         order: tokio::sync::Mutex::default(),
-        init: Arc::new(Process::new(request.streams.clone(), Life::Created(init), Some(io))),
+        init,
         exited,
+        streams,
         execs: Mutex::default(),
         frozen: Mutex::new(Frozen::No),
         owns_pid_namespace: spec::owns_pid_namespace(spec),
@@ -105,10 +160,7 @@ async fn build(
         killed: Mutex::default(),
         ending: AtomicBool::new(false),
         deleted: AtomicBool::new(false),
-    });
-    publish::created(&*parties.events, request, pid);
-    container.watch(&parties.events, &parties.oom_kills);
-    Ok(container)
+    }))
 }
 
 /// Has the runtime create the container, connected to its streams.
@@ -117,16 +169,9 @@ async fn run(
     request: &CreateRequest,
     spec: &Value,
     runtime: &dyn OciRuntime,
-) -> Result<(Arc<Live>, Exited, Io), Error> {
+) -> Result<(Arc<Live>, Made), Error> {
     let process = spec.get("process").cloned().unwrap_or_default();
-    let settings = &request.runtime;
-    let given = (settings.io_uid != 0 || settings.io_gid != 0)
-        .then_some((settings.io_uid, settings.io_gid));
-    let owner = Owner {
-        namespace: &parties.namespace,
-        container: request.id.as_str(),
-        ids: spec::mapped_owner(spec, &process).or(given),
-    };
+    let owner = owner(parties, request, spec, &process);
     // Held until the init is adopted: it may end before its number is known.
     let expecting = parties.reaper.expecting();
     if request.streams.terminal {
@@ -138,11 +183,29 @@ async fn run(
             .await?;
         let (live, exited) = Live::adopt(pid, &expecting);
         let io = stdio::open_terminal(&request.streams, master, &owner, &parties.reaper).await?;
-        return Ok((live, exited, io));
+        return Ok((live, Made { exited, io, streams: StreamFiles::default() }));
     }
     let mode = if spec::needs_relay(&process) { Mode::Relay } else { Mode::Direct };
     let (stdio, io) = stdio::open(&request.streams, mode, &owner, &parties.reaper).await?;
+    let streams = StreamFiles::of(&stdio).map_err(Error::at("look at", "the streams"))?;
     let pid = runtime.create(&request.id, &request.bundle, Create { stdio, console: None }).await?;
     let (live, exited) = Live::adopt(pid, &expecting);
-    Ok((live, exited, io))
+    Ok((live, Made { exited, io, streams }))
+}
+
+/// Whom the streams of a container's init are for.
+pub(super) fn owner<'a>(
+    parties: &'a Parties,
+    request: &'a CreateRequest,
+    spec: &Value,
+    process: &Value,
+) -> Owner<'a> {
+    let settings = &request.runtime;
+    let given = (settings.io_uid != 0 || settings.io_gid != 0)
+        .then_some((settings.io_uid, settings.io_gid));
+    Owner {
+        namespace: &parties.namespace,
+        container: request.id.as_str(),
+        ids: spec::mapped_owner(spec, process).or(given),
+    }
 }

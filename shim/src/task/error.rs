@@ -26,6 +26,9 @@ pub enum Error {
     /// There is no such process in the container.
     #[error("process \"{exec}\" of task \"{task}\" not found")]
     NoProcess { task: Id, exec: String },
+    /// Its start restores it; until then it has no process.
+    #[error("task \"{0}\" is restored when it is started, and has no process yet")]
+    Unrestored(Id),
     /// The process has ended, and cannot be signalled.
     #[error("process already finished")]
     Finished,
@@ -51,9 +54,6 @@ pub enum Error {
     /// An identifier is none.
     #[error(transparent)]
     InvalidId(#[from] InvalidId),
-    /// Mooring does not do it.
-    #[error("{0} is not implemented")]
-    Unimplemented(&'static str),
     #[error(transparent)]
     Pod(#[from] PodError),
     #[error(transparent)]
@@ -79,9 +79,10 @@ impl Coded for Error {
         match self {
             Self::NoTask(_) | Self::NoProcess { .. } | Self::Finished => Code::NotFound,
             Self::Exists(_) => Code::AlreadyExists,
-            Self::State { .. } | Self::Ended { .. } => Code::FailedPrecondition,
+            Self::State { .. } | Self::Ended { .. } | Self::Unrestored(_) => {
+                Code::FailedPrecondition
+            }
             Self::Invalid(_) | Self::InvalidId(_) => Code::InvalidArgument,
-            Self::Unimplemented(_) => Code::Unimplemented,
             Self::Pod(error) => error.code,
             Self::Runtime(error) => error.code(),
             Self::Container(error) => error.code(),

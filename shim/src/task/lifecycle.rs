@@ -198,7 +198,7 @@ impl Container {
         Ok(self.runtime.update(&self.id, &self.bundle, resources).await?)
     }
 
-    fn must_run(&self) -> Result<(), Error> {
+    pub(super) fn must_run(&self) -> Result<(), Error> {
         match self.init.life() {
             Life::Running(_) => Ok(()),
             _ => Err(Error::state(&self.id, "it is not running")),
@@ -255,7 +255,7 @@ impl Container {
     }
 
     /// A v1 freezer holds back even SIGKILL: what is killed is let go, to die, whoever froze it.
-    fn thaw_for(&self, signal: Signal) {
+    pub(super) fn thaw_for(&self, signal: Signal) {
         if signal == Signal::KILL {
             self.cgroup.thaw();
             *lock(&self.frozen) = Frozen::No;

@@ -4,6 +4,7 @@
 //! their own, so that a client that goes away in mid-call leaves nothing half done. Kill, State, Wait, Pids and Stats
 //! take no lock that is held across a call of the OCI runtime.
 
+mod checkpoint;
 mod container;
 mod create;
 mod error;
@@ -13,6 +14,7 @@ mod parties;
 mod pod;
 mod process;
 mod publish;
+mod restore;
 mod spec;
 mod stdio;
 mod tasks;
@@ -23,6 +25,7 @@ use std::{path::PathBuf, time::SystemTime};
 
 use mooring::{id::Id, mounts::Mount, runtime::RuntimeSettings};
 
+pub use checkpoint::CheckpointRequest;
 pub use error::{Error, PodError};
 pub use pod::Pod;
 pub use stdio::Streams;
@@ -36,7 +39,7 @@ pub struct CreateRequest {
     /// What is mounted on `<bundle>/rootfs`; may be empty.
     pub rootfs: Vec<Mount>,
     pub streams: Streams,
-    /// A checkpoint to restore from: not implemented.
+    /// The folder of a checkpoint, which its start restores; empty for a container that starts anew.
     pub checkpoint: String,
     /// The runtime that creates it.
     pub runtime: RuntimeSettings,

@@ -32,4 +32,9 @@ impl Parties {
         (&self.namespace, container.as_str()).hash(&mut hasher);
         self.run_dir.join(format!("tty-{:016x}", hasher.finish()))
     }
+
+    /// Where criu's configuration for a container lies while it is called. No id begins with a dot.
+    pub(super) fn criu_config(&self, container: &Id) -> PathBuf {
+        self.pod.tasks_dir().join(format!(".{container}.criu"))
+    }
 }

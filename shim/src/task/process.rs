@@ -23,7 +23,7 @@ pub(super) struct Live {
 /// Where a process is in its life.
 #[derive(Clone)]
 pub(super) enum Life {
-    /// An exec that was added and not started: what it is to be.
+    /// An exec that was added, or an init that is to be restored, and not started: what the exec is to be.
     Added(Arc<Value>),
     /// An init that waits to be started.
     Created(Arc<Live>),

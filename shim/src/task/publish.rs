@@ -1,9 +1,11 @@
 //! The events of a container, as containerd names them.
 
+use std::path::Path;
+
 use containerd_shim_protos::{
     events::task::{
-        TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM,
-        TaskPaused, TaskResumed, TaskStart,
+        TaskCheckpointed, TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO,
+        TaskOOM, TaskPaused, TaskResumed, TaskStart,
     },
     protobuf::MessageField,
 };
@@ -24,6 +26,7 @@ pub(super) fn created(events: &dyn Events, request: &CreateRequest, pid: u32) {
             terminal: streams.terminal,
             ..TaskIO::default()
         }),
+        checkpoint: request.checkpoint.clone(),
         pid,
         ..TaskCreate::default()
     };
@@ -101,6 +104,15 @@ pub(super) fn resumed(events: &dyn Events, id: &Id) {
         "/tasks/resumed",
         &TaskResumed { container_id: id.to_string(), ..TaskResumed::default() },
     );
+}
+
+pub(super) fn checkpointed(events: &dyn Events, id: &Id, images: &Path) {
+    let event = TaskCheckpointed {
+        container_id: id.to_string(),
+        checkpoint: images.to_string_lossy().into_owned(),
+        ..TaskCheckpointed::default()
+    };
+    events.publish("/tasks/checkpointed", &event);
 }
 
 pub(super) fn oom(events: &dyn Events, id: &Id) {

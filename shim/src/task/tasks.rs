@@ -14,12 +14,14 @@ use tokio::{
 };
 
 use super::{
-    CreateRequest, Ended, Error, ExecRequest, Member, Pod, State,
+    CheckpointRequest, CreateRequest, Ended, Error, ExecRequest, Member, Pod, State,
     container::{Container, lock},
-    create, metrics,
+    create::{self, Created},
+    metrics,
     parties::Parties,
-    process::{Life, signal},
+    process::{Life, Process, signal},
     publish,
+    restore::Restorable,
 };
 use crate::events::Events;
 
@@ -31,6 +33,8 @@ enum Slot {
     /// Its creation is under way: the name is taken. The channel closes when that is over.
     Coming(watch::Receiver<()>),
     Here(Arc<Container>),
+    /// Created from a checkpoint: it has no process until it is started.
+    Restorable(Arc<Restorable>),
 }
 
 struct Inner {
@@ -73,11 +77,29 @@ impl Tasks {
         let slots = lock(&self.0.slots);
         match slots.iter().find(|(known, _)| known.as_str() == id) {
             Some((_, Slot::Here(container))) => Ok(Arc::clone(container)),
+            Some((id, Slot::Restorable(_))) => Err(Error::Unrestored(id.clone())),
             Some((_, Slot::Coming(_))) | None => Err(Error::NoTask(id.to_owned())),
         }
     }
 
-    /// Creates a container; answers its init's process id.
+    fn restorable(&self, id: &str, exec_id: &str) -> Option<Arc<Restorable>> {
+        let slots = lock(&self.0.slots);
+        match slots.iter().find(|(known, _)| known.as_str() == id) {
+            Some((_, Slot::Restorable(restorable))) if exec_id.is_empty() => {
+                Some(Arc::clone(restorable))
+            }
+            _ => None,
+        }
+    }
+
+    fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Process>, Error> {
+        match self.restorable(id, exec_id) {
+            Some(restorable) => Ok(Arc::clone(&restorable.init)),
+            None => self.container(id)?.process(exec_id),
+        }
+    }
+
+    /// Creates a container; answers its init's process id, which is 0 where the start is to restore it.
     pub async fn create(&self, request: CreateRequest) -> Result<u32, Error> {
         let inner = Arc::clone(&self.0);
         let work = async move {
@@ -91,9 +113,13 @@ impl Tasks {
                 slots.insert(id.clone(), Slot::Coming(coming));
             }
             let reserved = Reserved { inner: &inner, id: id.clone(), _over: over };
-            let container = create::create(&inner.parties, request).await?;
-            let pid = container.exited.pid().unsigned_abs();
-            lock(&inner.slots).insert(id, Slot::Here(container));
+            let (pid, slot) = match create::create(&inner.parties, request).await? {
+                Created::Container(container) => {
+                    (container.exited.pid().unsigned_abs(), Slot::Here(container))
+                }
+                Created::Restorable(restorable) => (0, Slot::Restorable(restorable)),
+            };
+            lock(&inner.slots).insert(id, slot);
             drop(reserved);
             Ok(pid)
         };
@@ -117,6 +143,18 @@ impl Tasks {
 
     /// Starts a container, or an exec of it; answers the process id.
     pub async fn start(&self, id: &str, exec_id: &str) -> Result<u32, Error> {
+        if let Some(restorable) = self.restorable(id, exec_id) {
+            let inner = Arc::clone(&self.0);
+            let work = async move {
+                let keep = |container: Arc<Container>| {
+                    lock(&inner.slots).insert(container.id.clone(), Slot::Here(container));
+                };
+                restorable.start(&inner.parties, keep).await
+            };
+            if let Some(pid) = tokio::spawn(work).await?? {
+                return Ok(pid);
+            }
+        }
         let (inner, container, exec_id) =
             (Arc::clone(&self.0), self.container(id)?, exec_id.to_owned());
         tokio::spawn(async move {
@@ -131,6 +169,9 @@ impl Tasks {
 
     /// What is known of a process.
     pub fn state(&self, id: &str, exec_id: &str) -> Result<State, Error> {
+        if let Some(restorable) = self.restorable(id, exec_id) {
+            return Ok(restorable.state());
+        }
         let container = self.container(id)?;
         let process = container.process(exec_id)?;
         let (pid, ended) = match process.life() {
@@ -147,8 +188,22 @@ impl Tasks {
         })
     }
 
-    /// Deletes a container that has ended, or an exec of it.
+    /// Deletes a container that has ended or was never restored, or an exec of it.
     pub async fn delete(&self, id: &str, exec_id: &str) -> Result<Ended, Error> {
+        if let Some(restorable) = self.restorable(id, exec_id) {
+            let inner = Arc::clone(&self.0);
+            let work = async move {
+                let ended = restorable.delete(&inner.parties).await?;
+                if let Some(ended) = &ended {
+                    lock(&inner.slots).remove(restorable.id());
+                    publish::deleted(&*inner.parties.events, restorable.id(), ended);
+                }
+                Ok::<_, Error>(ended)
+            };
+            if let Some(ended) = tokio::spawn(work).await?? {
+                return Ok(ended);
+            }
+        }
         let (inner, container, exec_id) =
             (Arc::clone(&self.0), self.container(id)?, exec_id.to_owned());
         tokio::spawn(async move {
@@ -196,9 +251,19 @@ impl Tasks {
         tokio::spawn(async move { container.resume(&inner.parties).await }).await?
     }
 
+    /// Writes the container's processes into a folder.
+    pub async fn checkpoint(&self, id: &str, request: CheckpointRequest) -> Result<(), Error> {
+        let (inner, container) = (Arc::clone(&self.0), self.container(id)?);
+        tokio::spawn(async move { container.checkpoint(&inner.parties, request).await }).await?
+    }
+
     /// Signals a process, or with `all` every process of the container.
     pub async fn kill(&self, id: &str, exec_id: &str, number: u32, all: bool) -> Result<(), Error> {
-        self.container(id)?.kill(exec_id, signal(number)?, all).await
+        let container = self.container(id).map_err(|error| match error {
+            Error::Unrestored(task) => Error::NoProcess { task, exec: exec_id.to_owned() },
+            error => error,
+        });
+        container?.kill(exec_id, signal(number)?, all).await
     }
 
     /// Adds a process to a container, to be started by [`Tasks::start`].
@@ -239,7 +304,7 @@ impl Tasks {
 
     /// Waits for the end of a process.
     pub async fn wait(&self, id: &str, exec_id: &str) -> Result<Ended, Error> {
-        let process = self.container(id)?.process(exec_id)?;
+        let process = self.process(id, exec_id)?;
         Ok(process.wait().await)
     }
 
@@ -253,7 +318,7 @@ impl Tasks {
         let slots = lock(&self.0.slots);
         let here = slots.values().filter_map(|slot| match slot {
             Slot::Here(container) => Some(Arc::clone(container)),
-            Slot::Coming(_) => None,
+            Slot::Coming(_) | Slot::Restorable(_) => None,
         });
         here.collect()
     }
@@ -264,8 +329,11 @@ impl Tasks {
         metrics::read(&here.iter().map(|container| &container.cgroup).collect::<Vec<_>>())
     }
 
-    /// The process id of a container's init, for Connect.
+    /// The process id of a container's init, for Connect; 0 while it has none.
     pub fn pid(&self, id: &str) -> Result<u32, Error> {
+        if self.restorable(id, "").is_some() {
+            return Ok(0);
+        }
         Ok(self.container(id)?.exited.pid().unsigned_abs())
     }
 
@@ -274,7 +342,7 @@ impl Tasks {
         lock(&self.0.slots).is_empty()
     }
 
-    /// The containers that there are.
+    /// The containers that have processes, or had.
     pub fn ids(&self) -> Vec<Id> {
         let slots = lock(&self.0.slots);
         slots
@@ -282,6 +350,12 @@ impl Tasks {
             .filter(|(_, slot)| matches!(slot, Slot::Here(_)))
             .map(|(id, _)| id.clone())
             .collect()
+    }
+
+    fn restorables(&self) -> Vec<Id> {
+        let slots = lock(&self.0.slots);
+        let here = slots.iter().filter(|(_, slot)| matches!(slot, Slot::Restorable(_)));
+        here.map(|(id, _)| id.clone()).collect()
     }
 
     /// Sends SIGKILL to everything in a container. One that is not there is dead enough.
@@ -366,6 +440,14 @@ impl Tasks {
                 }
             };
             first = first.and(outcome);
+        }
+        for id in self.restorables() {
+            let deleted = match timeout_at(deadline, self.delete(id.as_str(), "")).await {
+                Ok(Ok(_) | Err(Error::NoTask(_))) => Ok(()),
+                Ok(Err(error)) => Err(error),
+                Err(_) => Err(Error::Late(format!("the deletion of task \"{id}\""))),
+            };
+            first = first.and(deleted);
         }
         first.and(self.end_remains(deadline).await)
     }

@@ -100,11 +100,11 @@ async fn a_terminal_that_the_specification_does_not_ask_for_is_refused() {
 }
 
 #[tokio::test]
-async fn checkpoints_and_relative_bundles_are_refused() {
+async fn relative_checkpoints_and_bundles_are_refused() {
     let stage = Stage::new("true");
     let checkpoint = "x".to_owned();
     let error = refused(&stage, CreateRequest { checkpoint, ..stage.request() }).await;
-    assert_eq!(error.code(), Code::Unimplemented);
+    assert_eq!(error.code(), Code::InvalidArgument);
     let error = refused(&stage, CreateRequest { bundle: "bundle".into(), ..stage.request() }).await;
     assert_eq!(error.code(), Code::InvalidArgument);
 }

@@ -1,6 +1,7 @@
 //! Real containers, run by the runtimes that `make test` fetches.
 
 mod bad;
+mod checkpoint;
 mod control;
 mod life;
 mod signals;

@@ -1,9 +1,9 @@
-//! Plugins that outlived the shim that ran them.
+//! Programs that outlived the shim that ran them: CNI plugins, criu.
 //!
-//! A shim that is killed while a plugin works leaves it running. An ADD that goes on after its DEL would reserve an
-//! address for ever, so whoever takes up the work ends what is left of it first. Plugins are known by the container's
-//! id in their environment, which whatever they run in turn inherits, and by the session, which is the shim's: what a
-//! plugin has made a daemon on purpose has left it.
+//! A shim that is killed while a program works leaves it running. An ADD that goes on after its DEL would reserve an
+//! address for ever, and a restore would make a container that nobody knows, so whoever takes up the work ends what is
+//! left of it first. Such programs are known by a variable in their environment, which whatever they run in turn inherits,
+//! and by the session, which is the shim's: what a program has made a daemon on purpose has left it.
 
 use std::{fs, io, time::Duration};
 
@@ -11,23 +11,24 @@ use nix::unistd::{Pid, getsid};
 
 use crate::sys::identity::Pinned;
 
-/// How long a killed plugin may take to be gone.
+/// How long a killed program may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A plugin may start another while the list of processes is read; it cannot do so that often.
+/// A program may start another while the list of processes is read; it cannot do so that often.
 const PASSES: usize = 8;
 
-/// Kills all plugins that the shim `shim`, which is dead, had working for `container_id`, with what they have started,
-/// and waits until they are gone. Answers how many there were; that it cannot be found out is an error. Blocks.
-pub fn end(container_id: &str, shim: i32) -> io::Result<usize> {
+/// Kills all programs that the shim `shim`, which is dead, has started with `variable` (`NAME=VALUE`) in their
+/// environment, with what they have started, and waits until they are gone. Answers how many there were; that it cannot
+/// be found out is an error. Blocks.
+pub fn end(variable: &str, shim: i32) -> io::Result<usize> {
     let mut ended = 0;
     for _ in 0..PASSES {
-        let found = working_for(container_id, shim)?;
+        let found = running_with(variable, shim)?;
         if found.is_empty() {
             break;
         }
-        for (pid, plugin) in found {
-            if plugin.kill_and_wait(PATIENCE)? {
-                log::warn!("plugin {pid} of sandbox {container_id} outlived its shim: killed");
+        for (pid, program) in found {
+            if program.kill_and_wait(PATIENCE)? {
+                log::warn!("process {pid} with {variable} outlived its shim: killed");
                 ended += 1;
             }
         }
@@ -35,8 +36,7 @@ pub fn end(container_id: &str, shim: i32) -> io::Result<usize> {
     Ok(ended)
 }
 
-fn working_for(container_id: &str, shim: i32) -> io::Result<Vec<(i32, Pinned)>> {
-    let wanted = format!("CNI_CONTAINERID={container_id}");
+fn running_with(variable: &str, shim: i32) -> io::Result<Vec<(i32, Pinned)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
@@ -44,9 +44,9 @@ fn working_for(container_id: &str, shim: i32) -> io::Result<Vec<(i32, Pinned)>> 
             continue;
         };
         // Most processes are somebody else's: a look first, and a second one at what is held.
-        if is_one(pid, shim, &wanted)?
+        if is_one(pid, shim, variable)?
             && let Some(pinned) = Pinned::new(pid, None)?
-            && is_one(pid, shim, &wanted)?
+            && is_one(pid, shim, variable)?
         {
             found.push((pid, pinned));
         }
@@ -78,8 +78,12 @@ mod tests {
     use super::*;
     use crate::process::testing::TestChild;
 
+    fn of(id: &str) -> String {
+        format!("CNI_CONTAINERID={id}")
+    }
+
     #[test]
-    fn only_plugins_of_that_container_and_shim_are_ended_with_what_they_started() {
+    fn only_programs_with_that_variable_of_that_shim_are_ended_with_what_they_started() {
         // The shim leads a session of its own, as a real one does: this test's own may be that of the whole machine.
         let run = |id: &str| format!("CNI_CONTAINERID={id} sh -c 'sleep 60 & wait' & ");
         let script = run("orphans-1") + &run("orphans-12") + "wait";
@@ -88,15 +92,15 @@ mod tests {
             // The shells need a moment to start their own children.
             (0..400).any(|_| {
                 std::thread::sleep(Duration::from_millis(5));
-                working_for(id, shim.pid).unwrap().len() == count
+                running_with(&of(id), shim.pid).unwrap().len() == count
             })
         };
         assert!(there("orphans-1", 2) && there("orphans-12", 2));
-        assert_eq!(end("orphans-1", i32::MAX).unwrap(), 0);
-        assert_eq!(end("orphans-1", shim.pid).unwrap(), 2);
-        assert_eq!(end("orphans-1", shim.pid).unwrap(), 0);
+        assert_eq!(end(&of("orphans-1"), i32::MAX).unwrap(), 0);
+        assert_eq!(end(&of("orphans-1"), shim.pid).unwrap(), 2);
+        assert_eq!(end(&of("orphans-1"), shim.pid).unwrap(), 0);
         assert!(there("orphans-12", 2));
-        assert_eq!(end("orphans-12", shim.pid).unwrap(), 2);
-        assert_eq!(shim.status(), 0, "the shim itself is no plugin");
+        assert_eq!(end(&of("orphans-12"), shim.pid).unwrap(), 2);
+        assert_eq!(shim.status(), 0, "the shim itself is none");
     }
 }

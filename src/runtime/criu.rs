@@ -1,0 +1,173 @@
+//! criu, which the OCI runtime runs for a checkpoint.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::{
+    Error, RuntimeSettings,
+    launch::{Call, USUAL, find},
+    runc::Scratch,
+};
+use crate::{
+    process::{Reaper, run},
+    sys::mountinfo,
+};
+
+/// The name under which runtimes look for it, in PATH alone.
+pub const NAME: &str = "criu";
+/// The variable that names its configuration. Whatever it starts inherits it.
+pub const CONFIG: &str = "CRIU_CONFIG_FILE";
+
+/// How the configuration begins: a comment for criu, for us the folder that criu makes its mounts in.
+const WORK: &str = "# work folder: ";
+
+/// What is read of the answer to the runtime's `features`.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Features {
+    annotations: std::collections::BTreeMap<String, String>,
+}
+
+impl RuntimeSettings {
+    /// The PATH with which the runtime finds criu; an error that says what is missing where it is not there.
+    pub fn path_to_criu(&self, verb: &'static str) -> Result<OsString, Error> {
+        let program = find(&self.criu);
+        let missing = || Error::NoCriu { verb, program: self.criu.to_string_lossy().into_owned() };
+        if !program.is_file() {
+            return Err(missing());
+        }
+        let folder = program.parent().map(Path::to_owned);
+        let given = env::var_os("PATH").unwrap_or_default();
+        let folders = folder.into_iter().chain(env::split_paths(&given));
+        env::join_paths(folders.chain(USUAL.map(PathBuf::from))).map_err(|_| missing())
+    }
+}
+
+/// Refuses where the runtime says of itself that it was built without checkpoints. One that cannot say is taken at its
+/// deeds.
+pub(super) async fn check_built_in(
+    settings: &RuntimeSettings,
+    reaper: &Reaper,
+    verb: &'static str,
+) -> Result<(), Error> {
+    let mut command = std::process::Command::new(find(&settings.binary));
+    command.arg("features");
+    let deadline = Instant::now().checked_add(settings.timeout);
+    let Ok(output) = run(reaper, &mut command, b"", deadline).await else { return Ok(()) };
+    if output.exit.status == 0 && says_no(&output.stdout) {
+        return Err(Error::NoCheckpoints { verb, binary: settings.binary.clone() });
+    }
+    Ok(())
+}
+
+fn says_no(features: &[u8]) -> bool {
+    let features: Features = serde_json::from_slice(features).unwrap_or_default();
+    let mut known =
+        features.annotations.iter().filter(|(key, _)| key.ends_with(".checkpoint.enabled"));
+    known.any(|(_, value)| value == "false")
+}
+
+/// Where criu may have left mounts that was killed in the call of configuration `config`.
+#[must_use]
+pub fn mounts_of(config: &Path) -> Vec<PathBuf> {
+    let text = fs::read_to_string(config).unwrap_or_default();
+    let work = text.lines().next().and_then(|line| line.strip_prefix(WORK));
+    let entries = work.and_then(|work| fs::read_dir(work).ok());
+    let paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+    let own = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".criu."))
+    };
+    paths.filter(own).collect()
+}
+
+/// Where criu has mounted what nobody uses: it has one place for it, and says nowhere whose it is. So none while any
+/// criu runs.
+#[must_use]
+pub fn mounts_of_nobody() -> Vec<PathBuf> {
+    let runs = |pid: fs::DirEntry| {
+        fs::read_to_string(pid.path().join("comm")).is_ok_and(|name| name.trim() == NAME)
+    };
+    let Ok(mut processes) = fs::read_dir("/proc") else { return Vec::new() };
+    if processes.any(|entry| entry.is_ok_and(runs)) {
+        return Vec::new();
+    }
+    let mounts = mountinfo::read().unwrap_or_default().into_iter().map(|mount| mount.target);
+    mounts.filter(|target| target.to_string_lossy().starts_with("/tmp/.criu.mntns.")).collect()
+}
+
+/// Has a call run with criu's configuration in `config`, which is there until the answer is dropped. `work` is criu's
+/// folder.
+pub(super) fn configure(
+    call: &mut Call<'_>,
+    settings: &RuntimeSettings,
+    config: &Path,
+    work: &Path,
+    text: &str,
+) -> Result<Scratch, Error> {
+    let verb = call.verb;
+    let failed = |action| {
+        let path = config.to_owned();
+        move |source| Error::File { verb, action, path, source }
+    };
+    let work = work.to_string_lossy();
+    // A second line would be an instruction to criu.
+    if work.chars().any(char::is_control) {
+        let reason = std::io::Error::other(format!("{work:?} is no name for a folder"));
+        return Err(failed("write")(reason));
+    }
+    call.command.env("PATH", settings.path_to_criu(verb)?).env(CONFIG, config);
+    let scratch = Scratch(config.to_owned());
+    let text = format!("{WORK}{work}\n{text}");
+    let folder = config.parent().map_or(Ok(()), fs::create_dir_all);
+    folder.and_then(|()| fs::write(config, text)).map_err(failed("write"))?;
+    Ok(scratch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_criu_is_named() {
+        let settings =
+            RuntimeSettings { criu: "/nonexistent/criu".into(), ..RuntimeSettings::default() };
+        let error = settings.path_to_criu("checkpoint").unwrap_err().to_string();
+        assert!(error.contains("\"/nonexistent/criu\"") && error.contains("CriuPath"), "{error}");
+    }
+
+    #[test]
+    fn its_folder_comes_first_in_the_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let criu = folder.path().join(NAME);
+        fs::write(&criu, "").unwrap();
+        let settings = RuntimeSettings { criu, ..RuntimeSettings::default() };
+        let path = settings.path_to_criu("checkpoint").unwrap();
+        assert_eq!(env::split_paths(&path).next().as_deref(), Some(folder.path()));
+    }
+
+    #[test]
+    fn what_criu_may_have_mounted_is_in_its_work_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("config");
+        assert!(mounts_of(&config).is_empty());
+        fs::write(&config, format!("{WORK}{}\nexternal x\n", folder.path().display())).unwrap();
+        fs::create_dir(folder.path().join(".criu.cgyard.Ab12")).unwrap();
+        assert_eq!(mounts_of(&config), [folder.path().join(".criu.cgyard.Ab12")]);
+    }
+
+    #[test]
+    fn a_runtime_that_was_built_without_says_so() {
+        let answer = |enabled: &str| {
+            format!(r#"{{"annotations":{{"run.oci.crun.checkpoint.enabled":"{enabled}"}}}}"#)
+        };
+        assert!(says_no(answer("false").as_bytes()));
+        assert!(!says_no(answer("true").as_bytes()) && !says_no(b"no features"));
+    }
+}
