@@ -81,7 +81,10 @@ fn bills(from: &Sources, deps: &Path) -> Result<Vec<(&'static str, Vec<u8>)>> {
             } else if name.starts_with(mark) {
                 let of = PACKAGES.iter().position(|one| folder == from.top.join(one));
                 if let Some(program) = of.and_then(|of| PROGRAMS.get(of)) {
-                    bills.push((*program, fs::read(entry.path())?));
+                    // Where it was built is nobody's matter.
+                    let bill = fs::read_to_string(entry.path())?;
+                    let bill = bill.replace(&from.top.display().to_string(), "");
+                    bills.push((*program, bill.into_bytes()));
                 }
                 fs::remove_file(entry.path())?;
             }
