@@ -21,7 +21,7 @@ use nix::unistd::Pid;
 
 /// Environment variable: for how many seconds, where the usual time is not meant.
 const SECONDS: &str = "MOORING_KUBELET";
-const USUAL: u64 = 8;
+const USUAL: u64 = 5;
 /// How long all pods of a test may take to become what they shall be, and to go.
 const SETTLES: Duration = Duration::from_secs(40);
 
