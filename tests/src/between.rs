@@ -32,6 +32,8 @@ struct Mood {
     refuses: AtomicBool,
     delay: AtomicU64,
     calls: AtomicUsize,
+    /// Calls since it refuses.
+    since: AtomicUsize,
     refused: AtomicUsize,
     events: Mutex<Vec<(String, String)>>,
 }
@@ -39,10 +41,13 @@ struct Mood {
 impl Mood {
     /// Whether this call is to be passed on, after its delay.
     async fn lets_through(&self) -> bool {
-        let number = self.calls.fetch_add(1, Ordering::SeqCst);
-        if self.refuses.load(Ordering::SeqCst) && number.is_multiple_of(2) {
-            self.refused.fetch_add(1, Ordering::SeqCst);
-            return false;
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        if self.refuses.load(Ordering::SeqCst) {
+            let number = self.since.fetch_add(1, Ordering::SeqCst);
+            if number.is_multiple_of(2) {
+                self.refused.fetch_add(1, Ordering::SeqCst);
+                return false;
+            }
         }
         tokio::time::sleep(Duration::from_millis(self.delay.load(Ordering::SeqCst))).await;
         true
@@ -102,8 +107,9 @@ impl Between {
         })
     }
 
-    /// From now on every second call is answered with Unavailable; or none any more.
+    /// From now on every second call is answered with Unavailable, the first one too; or none any more.
     pub fn refuse(&self, refuse: bool) {
+        self.mood.since.store(0, Ordering::SeqCst);
         self.mood.refuses.store(refuse, Ordering::SeqCst);
     }
 
