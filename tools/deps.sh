@@ -153,10 +153,8 @@ versions() {
   report containerd "$deps/bin/containerd" --version
   report ctr "$deps/bin/ctr" --version
   report containerd-shim-runc-v2 bash -c "'$deps/bin/containerd-shim-runc-v2' -v | tr '\n' ' '"
-  report runc "$deps/bin/runc" --version
-  report runc-1.1 "$deps/bin/runc-1.1" --version
-  report crun "$deps/bin/crun" --version
-  report criu "$deps/bin/criu" --version
+  local part
+  for part in runc runc-1.1 crun criu; do report "$part" "$deps/bin/$part" --version; done
   report "CNI plugins" env CNI_COMMAND=VERSION bash -c "'$deps/cni/bin/bridge' </dev/null 2>&1 | head -n 1; true"
   report busybox "$deps/bin/busybox" busybox --help
   report iptables iptables --version
