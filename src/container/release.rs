@@ -51,7 +51,7 @@ pub fn kill_in_place(record: &Record) -> Result<Released, Error> {
 }
 
 fn kill(record: &Record) -> Result<(Released, Option<(i32, Pinned)>), Error> {
-    end_criu(record)?;
+    let criu = end_criu(record)?;
     let (init, group) = known(record)?;
     let mut found = Released::AlreadyGone;
     let mut living = false;
@@ -74,6 +74,9 @@ fn kill(record: &Record) -> Result<(Released, Option<(i32, Pinned)>), Error> {
         if signalled && living {
             found = Released::Done;
         }
+    }
+    if let Some(config) = criu {
+        unmount_criu(record, config)?;
     }
     Ok((found, held))
 }
@@ -162,20 +165,27 @@ pub async fn end(
     Ok(found)
 }
 
-/// Ends a checkpoint or restore that outlived its shim: it would go on to make what is being released. Whoever removes the
-/// bundle afterwards must not find criu's mounts in it, of which some are the node's cgroups. Blocks where there is one.
-fn end_criu(record: &Record) -> Result<(), Error> {
-    let Some(config) = record.criu_config.as_ref().filter(|file| file.exists()) else {
-        return Ok(());
+/// Ends a checkpoint or restore that outlived its shim: it would go on to make what is being released. Answers its
+/// configuration. Blocks where there is one.
+fn end_criu(record: &Record) -> Result<Option<&Path>, Error> {
+    let Some(config) = record.criu_config.as_deref().filter(|file| file.exists()) else {
+        return Ok(None);
     };
     if let Some(Init { pid, .. }) = record.shim {
         let variable = format!("{}={}", criu::CONFIG, config.display());
         let action = "end the programs that were started with";
-        let failed = |source| Error::File { action, path: config.clone(), source };
+        let failed = |source| Error::File { action, path: config.to_owned(), source };
         orphans::end(&variable, pid).map_err(failed)?;
     }
-    // What the runtime mounts as a root for criu would keep the runtime's state folder.
-    let mut mounted = vec![record.runtime.root.join(&record.id).join("criu-root")];
+    Ok(Some(config))
+}
+
+/// Removes the mounts of a criu that was killed, once what it had made is killed too. Whoever removes the bundle afterwards
+/// must not find them in it: some are the node's cgroups. Blocks.
+fn unmount_criu(record: &Record, config: &Path) -> Result<(), Error> {
+    // What the runtime mounts as a root for criu would keep runc's state folder, and crun's bundle.
+    let roots = [record.runtime.root.join(&record.id), record.bundle.clone()];
+    let mut mounted: Vec<_> = roots.map(|folder| folder.join("criu-root")).into();
     mounted.extend(criu::mounts_of(config));
     mounted.extend(criu::mounts_of_nobody());
     for path in mounted {

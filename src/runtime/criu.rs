@@ -5,6 +5,7 @@ use std::{
     ffi::OsString,
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::Deserialize;
@@ -87,19 +88,33 @@ pub fn mounts_of(config: &Path) -> Vec<PathBuf> {
     paths.filter(own).collect()
 }
 
+/// How long the processes of a killed criu may take to be gone, and how often that is looked at.
+const GONE: (u32, Duration) = (40, Duration::from_millis(50));
+
 /// Where criu has mounted what nobody uses: it has one place for it, and says nowhere whose it is. So none while any
-/// criu runs.
+/// criu runs, for which the killed one is waited for. Blocks.
 #[must_use]
 pub fn mounts_of_nobody() -> Vec<PathBuf> {
-    let runs = |pid: fs::DirEntry| {
-        fs::read_to_string(pid.path().join("comm")).is_ok_and(|name| name.trim() == NAME)
-    };
-    let Ok(mut processes) = fs::read_dir("/proc") else { return Vec::new() };
-    if processes.any(|entry| entry.is_ok_and(runs)) {
+    let gone = (0..GONE.0).any(|_| {
+        runs().is_ok_and(|runs| !runs) || {
+            std::thread::sleep(GONE.1);
+            false
+        }
+    });
+    if !gone {
         return Vec::new();
     }
     let mounts = mountinfo::read().unwrap_or_default().into_iter().map(|mount| mount.target);
     mounts.filter(|target| target.to_string_lossy().starts_with("/tmp/.criu.mntns.")).collect()
+}
+
+/// Whether any criu runs. One that has ended and was not waited for has a name and no program.
+fn runs() -> std::io::Result<bool> {
+    let one = |pid: fs::DirEntry| {
+        let named = fs::read_to_string(pid.path().join("comm"));
+        named.is_ok_and(|name| name.trim() == NAME) && pid.path().join("exe").read_link().is_ok()
+    };
+    Ok(fs::read_dir("/proc")?.any(|entry| entry.is_ok_and(one)))
 }
 
 /// Has a call run with criu's configuration in `config`, which is there until the answer is dropped. `work` is criu's

@@ -5,13 +5,15 @@ use std::{
     io,
     os::unix::fs::DirBuilderExt,
     path::{Component, Path, PathBuf},
+    time::Duration,
 };
 
 use mooring::{
     id::Id,
-    runtime::{Checkpoint, checkpoint::Kept},
+    runtime::{self, Checkpoint, checkpoint::Kept},
 };
 use rustix::process::Signal;
+use tokio::time::sleep;
 
 use super::{
     Error,
@@ -20,6 +22,9 @@ use super::{
     publish,
 };
 
+/// How often a checkpoint is tried that fails because of a process's state at that moment, and how long it goes on between.
+const ATTEMPTS: u32 = 3;
+const BETWEEN: Duration = Duration::from_millis(30);
 /// The log that criu leaves in its work folder, and what becomes of it in the bundle when a checkpoint fails.
 const LOG: (&str, &str) = ("dump.log", "criu-dump.log");
 /// criu's words for what it does with cgroups.
@@ -67,16 +72,7 @@ impl Container {
             streams: self.streams,
             config: parties.criu_config(&self.id),
         };
-        let going = *lock(&self.frozen) == Frozen::No;
-        if going && self.cgroup.v1.contains_key("freezer") {
-            // A v1 freezer may hang while a process forks. The runtime knows how to go on then, criu gives up.
-            self.runtime.pause(&self.id, &self.bundle).await?;
-        }
-        let made = self.runtime.checkpoint(&self.id, &self.bundle, &checkpoint).await;
-        if going {
-            // Also what was cut off in the middle has left it frozen.
-            self.cgroup.thaw();
-        }
+        let made = self.dump(&checkpoint).await;
         if let Err(error) = made {
             let kept = self.bundle.join(LOG.1);
             if own && fs::copy(work.join(LOG.0), &kept).is_ok() {
@@ -96,6 +92,39 @@ impl Container {
         publish::checkpointed(&*parties.events, &self.id, &images);
         Ok(())
     }
+}
+
+impl Container {
+    /// Has the runtime write the processes down. A process that was frozen just as it starts another cannot be held by
+    /// criu, which gives up after ten seconds; where the client has not frozen it, it may go on for a moment and is tried
+    /// again.
+    async fn dump(&self, checkpoint: &Checkpoint) -> Result<(), runtime::Error> {
+        let going = *lock(&self.frozen) == Frozen::No;
+        for attempt in 1.. {
+            if going && self.cgroup.v1.contains_key("freezer") {
+                // A v1 freezer may hang while a process forks. The runtime knows how to go on then, criu does not.
+                self.runtime.pause(&self.id, &self.bundle).await?;
+            }
+            let made = self.runtime.checkpoint(&self.id, &self.bundle, checkpoint).await;
+            if going {
+                // Also what was cut off in the middle has left it frozen.
+                self.cgroup.thaw();
+            }
+            match made {
+                Err(error) if going && attempt < ATTEMPTS && is_of_the_moment(&error) => {
+                    log::warn!("task {}: {error}; it is tried again", self.id);
+                    sleep(BETWEEN).await;
+                }
+                made => return made,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether criu has met a process in the middle of starting another.
+fn is_of_the_moment(error: &runtime::Error) -> bool {
+    matches!(error, runtime::Error::Refused { complaint, .. } if complaint.contains("Unseizable"))
 }
 
 /// A folder that a client names: an absolute path without detours, and nowhere in what the container itself can change.
@@ -190,6 +219,17 @@ mod tests {
         let good = bundle.path().join("new/images");
         let found = folder("image path", &good.display().to_string(), bundle.path()).unwrap();
         assert_eq!(found, good);
+    }
+
+    #[test]
+    fn a_process_that_starts_another_just_then_is_no_reason_to_give_up() {
+        let refused = |complaint: &str| runtime::Error::Refused {
+            verb: "checkpoint",
+            complaint: complaint.into(),
+        };
+        let complaint = "criu failed: type DUMP errno 0: Timeout reached. Try to interrupt: 0; Unseizable non-zombie 7 found, state D, err -1/4";
+        assert!(is_of_the_moment(&refused(complaint)));
+        assert!(!is_of_the_moment(&refused("criu failed: Can't lookup mount=27")));
     }
 
     #[test]
