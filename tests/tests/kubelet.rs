@@ -274,9 +274,11 @@ async fn thirty_pods_are_kept_as_a_kubelet_keeps_them(case: Case) -> Result<()> 
     }
     let total = kubelet.total();
     let mut harmed = kubelet.views();
-    // A probe may meet a container that ends just then.
+    // A probe may meet a container that ends just then; and containerd, which makes the network namespace of a pod with
+    // user namespaces from a process of its own, may lose that process before.
+    let own = |error: &String| error.contains("failed to create network namespace for sandbox");
     harmed.retain(|(kind, view)| {
-        *kind != "three crashes" && (!view.errors.is_empty() || view.probes.1 > 0)
+        *kind != "three crashes" && (view.probes.1 > 0 || !view.errors.iter().all(own))
     });
     ensure!(harmed.is_empty(), "{total}: {harmed:?}");
     unharmed(&kubelet)?;
