@@ -90,6 +90,14 @@ pub fn join_cgroups(hierarchies: &[Hierarchy], name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Whether there is a process in a cgroup or below it.
+pub fn is_populated(at: &Path) -> bool {
+    let own = fs::read_to_string(at.join("cgroup.procs"));
+    let below = || fs::read_dir(at).into_iter().flatten().flatten();
+    own.is_ok_and(|pids| !pids.is_empty())
+        || below().filter(|one| one.path().is_dir()).any(|one| is_populated(&one.path()))
+}
+
 /// Bottom up. All processes in it are dead; the kernel may need a moment to notice.
 pub fn remove_cgroup(at: &Path) {
     let Ok(entries) = fs::read_dir(at) else { return };

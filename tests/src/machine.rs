@@ -3,7 +3,8 @@
 //!
 //! Inside, tests own every process, link, firewall rule, mount and cgroup that they see, so an audit needs no guesses
 //! about whose a thing is, and when the first process ends, however it ends, the kernel removes all of it. The
-//! outside process is left with a temporary folder and a cgroup to remove.
+//! outside process is left with a temporary folder and a cgroup to remove; when it is killed itself, the next one
+//! removes them, which finds them by its name.
 
 use std::fs;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -20,9 +21,13 @@ use nix::unistd::Pid;
 
 use tempfile::TempDir;
 
-use crate::cgroups::{Hierarchy, hierarchies, join_cgroups, own_cgroup, remove_cgroup};
+use crate::cgroups::{
+    Hierarchy, hierarchies, is_populated, join_cgroups, own_cgroup, remove_cgroup,
+};
 use crate::systemd;
 
+/// How the folders and cgroups of machines begin; who waits outside follows.
+const NAME: &str = "mooring-e2e-";
 /// Tells a run of the binary where in [`enter`] it is.
 const STAGE: &str = "MOORING_E2E_STAGE";
 /// The machine's folder on the outer machine's disk.
@@ -52,13 +57,30 @@ pub fn enter(storage: Storage) -> Result<PathBuf> {
         fs::create_dir_all(&folder)?;
         return Ok(folder);
     }
-    let make_folder = || {
-        tempfile::Builder::new()
-            .prefix("mooring-e2e-")
-            .tempdir_in(if storage == Storage::Disk { "/var/tmp" } else { "/tmp" })
-            .context("make the machine's folder")
-    };
+    let make_folder =
+        || own_folder(NAME, if storage == Storage::Disk { "/var/tmp" } else { "/tmp" });
     enter_with(make_folder, SPACES, |folder, hierarchies| build(storage, folder, hierarchies))
+}
+
+/// A folder of the outer machine's, named after this process. Those of processes that could not remove theirs go.
+pub fn own_folder(prefix: &str, parent: &str) -> Result<TempDir> {
+    for left in left_in(Path::new(parent), prefix) {
+        // Somebody else may do the same just now.
+        let _ = fs::remove_dir_all(left);
+    }
+    let prefix = format!("{prefix}{}-", std::process::id());
+    tempfile::Builder::new().prefix(&prefix).tempdir_in(parent).context("make the machine's folder")
+}
+
+/// What is named after processes that are no more.
+fn left_in(parent: &Path, prefix: &str) -> Vec<PathBuf> {
+    let dead = |name: &str| {
+        let owner = name.strip_prefix(prefix)?.split('-').next()?;
+        owner.parse::<u32>().is_ok_and(|_| !Path::new("/proc").join(owner).exists()).then_some(())
+    };
+    let all = fs::read_dir(parent).into_iter().flatten().flatten();
+    let left = all.filter(|one| one.file_name().to_str().and_then(dead).is_some());
+    left.map(|one| one.path()).collect()
 }
 
 /// Like [`enter`], in a folder of the disk that others know: they can [`join`] the machine.
@@ -180,11 +202,16 @@ pub fn join(folder: &Path) -> Result<PathBuf> {
 }
 
 fn outside(folder: TempDir) -> Result<PathBuf> {
-    let name = format!("mooring-e2e-{}", std::process::id());
-    let cgroups: Vec<PathBuf> = hierarchies()?
-        .iter()
-        .filter_map(|one| Some(one.at.join(own_cgroup(one)?.trim_start_matches('/')).join(&name)))
-        .collect();
+    let name = format!("{NAME}{}", std::process::id());
+    let own = |one: &Hierarchy| Some(one.at.join(own_cgroup(one)?.trim_start_matches('/')));
+    let parents: Vec<PathBuf> = hierarchies()?.iter().filter_map(own).collect();
+    // The first process of a machine dies with the one outside, and its cgroups are the next one's to remove.
+    for left in parents.iter().flat_map(|parent| left_in(parent, NAME)) {
+        if !is_populated(&left) {
+            remove_cgroup(&left);
+        }
+    }
+    let cgroups: Vec<PathBuf> = parents.iter().map(|parent| parent.join(&name)).collect();
     // Who is told to end still has to clean up.
     let mut signals = SigSet::empty();
     for one in [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
@@ -351,4 +378,32 @@ fn rebuild_cgroups(hierarchies: &[Hierarchy]) -> Result<()> {
             .with_context(|| format!("mount the cgroup hierarchy {}", one.at.display()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_named_after_a_dead_process_was_left() {
+        let parent = tempfile::tempdir().unwrap();
+        let mut dead = Command::new("true").spawn().unwrap();
+        dead.wait().unwrap();
+        let (dead, own) = (dead.id(), std::process::id());
+        for name in [
+            format!("{NAME}{dead}"),
+            format!("{NAME}{dead}-abc"),
+            format!("{NAME}{own}"),
+            format!("{NAME}{own}-abc"),
+            format!("{NAME}abc"),
+            format!("{NAME}-{dead}"),
+            format!("other-{dead}"),
+        ] {
+            fs::create_dir(parent.path().join(name)).unwrap();
+        }
+        let mut left = left_in(parent.path(), NAME);
+        left.sort();
+        let expected = [format!("{NAME}{dead}"), format!("{NAME}{dead}-abc")];
+        assert_eq!(left, expected.map(|name| parent.path().join(name)));
+    }
 }

@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use mooring_e2e::machine::enter_with;
+use mooring_e2e::machine::{enter_with, own_folder};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
 use nix::unistd::{chdir, pivot_root};
@@ -29,10 +29,7 @@ const NONE: Option<&str> = None;
 
 pub fn run(targets: &[String]) -> Result<ExitCode> {
     let package = targets.iter().any(|target| target == DEB).then(package::made).transpose()?;
-    let make_folder = || {
-        let folder = tempfile::Builder::new().prefix("mooring-fresh-").tempdir_in("/var/tmp");
-        folder.context("make the root's folder")
-    };
+    let make_folder = || own_folder("mooring-fresh-", "/var/tmp");
     let spaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
     let root = enter_with(make_folder, spaces, |_, _| {
         // Nothing that is mounted from here on is seen outside, and it is gone with the last process.
