@@ -21,6 +21,7 @@ pub mod node;
 pub mod oci;
 pub mod plugins;
 pub mod random;
+pub mod remains;
 pub mod services;
 pub mod soak;
 pub mod stream;

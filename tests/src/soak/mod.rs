@@ -9,7 +9,6 @@ mod chronicle;
 mod cri;
 mod growth;
 mod guest;
-mod remains;
 mod rounds;
 mod sample;
 mod service;

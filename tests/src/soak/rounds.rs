@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::chronicle::Chronicle;
 use super::guest::Guest;
-use super::{EXECS, Plan, Report, Sample, cri, remains, sample, service};
+use super::{EXECS, Plan, Report, Sample, cri, sample, service};
 use crate::audit::{Snapshot, all_processes, leftovers};
 use crate::cri::{Container, ContainerSpec, PodSpec};
 use crate::faults::{shim_of, until};
@@ -20,6 +20,7 @@ use crate::life::{Kind, Life, answered};
 use crate::patience;
 use crate::plugins::Plugins;
 use crate::random::Random;
+use crate::remains;
 use crate::services::Task;
 use crate::suite::{Case, remove_pod_parents};
 
@@ -284,7 +285,14 @@ impl World {
         let left = loop {
             let left = leftovers(node, baseline).await?;
             let left = if self.chronicle.was_away_since(since) {
-                remains::remove(node, left, &self.chronicle).await
+                let removed = |what: String| {
+                    println!(
+                        "{:>5} s  containerd left: {what}",
+                        self.chronicle.elapsed().as_secs()
+                    );
+                    self.chronicle.remains();
+                };
+                remains::remove(node, left, removed).await
             } else {
                 left
             };

@@ -17,21 +17,18 @@ use anyhow::{Result, ensure};
 use containerd_client::services::v1 as api;
 use nix::mount::{MntFlags, umount2};
 
-use super::chronicle::Chronicle;
 use crate::node::Node;
 use crate::services::in_namespace;
 
-/// Removes what is containerd's own of these lines of an audit; the others are returned.
-pub(super) async fn remove(node: &Node, left: Vec<String>, chronicle: &Chronicle) -> Vec<String> {
+/// Removes what is containerd's own of these lines of an audit, and tells of each; the others are returned. To be called
+/// only where containerd was killed.
+pub async fn remove(node: &Node, left: Vec<String>, removed: impl Fn(String)) -> Vec<String> {
     let mut own: Vec<Own> = left.iter().filter_map(|line| Own::of(node.folder(), line)).collect();
     // What refers to another goes first.
     own.sort();
     for one in &own {
         match one.remove(node).await {
-            Ok(()) => {
-                println!("{:>5} s  containerd left: {one:?}", chronicle.elapsed().as_secs());
-                chronicle.remains();
-            }
+            Ok(()) => removed(format!("{one:?}")),
             Err(error) => eprintln!("{one:?} stays: {error:#}"),
         }
     }
