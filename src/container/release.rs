@@ -1,10 +1,6 @@
 //! Releasing a container: everything of it is killed, waited for, deleted from the OCI runtime and unmounted.
 
-use std::{
-    collections::BTreeSet,
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs, io, path::Path};
 
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout_at};
@@ -138,7 +134,7 @@ pub async fn release(
     found = found
         .and(group.remove(deadline).await.map_err(|source| Error::Cgroup { id: id(), source })?);
     if record.rootfs_mounted {
-        found = found.and(unmount(record, record.bundle.join("rootfs")).await?);
+        found = found.and(unmount(record).await?);
     }
     if let Some(consoles) = &record.consoles {
         // A shim that was killed while a terminal was on its way has left its socket.
@@ -187,7 +183,7 @@ fn unmount_criu(record: &Record, config: &Path) -> Result<(), Error> {
     let roots = [record.runtime.root.join(&record.id), record.bundle.clone()];
     let mut mounted: Vec<_> = roots.map(|folder| folder.join("criu-root")).into();
     mounted.extend(criu::mounts_of(config));
-    mounted.extend(criu::mounts_of_nobody());
+    mounted.extend(criu::roots_of_nobody(config));
     for path in mounted {
         mounts::unmount_all(&path)
             .map_err(|source| Error::Mounts { id: record.id.to_string(), source })?;
@@ -201,15 +197,13 @@ fn unmount_criu(record: &Record, config: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-async fn unmount(record: &Record, target: PathBuf) -> Result<Released, Error> {
-    let fail = |source| Error::Mounts { id: record.id.to_string(), source };
-    let path = target.clone();
-    let unmounted = tokio::task::spawn_blocking(move || mounts::unmount_all(&target));
+async fn unmount(record: &Record) -> Result<Released, Error> {
+    let rootfs = record.bundle.join("rootfs");
+    let path = rootfs.clone();
+    let unmounted = tokio::task::spawn_blocking(move || mounts::unmount_all(&rootfs));
     match unmounted.await {
-        Ok(answer) => answer.map_err(fail),
-        Err(error) => {
-            Err(Error::File { action: "unmount", path, source: std::io::Error::other(error) })
-        }
+        Ok(answer) => answer.map_err(|source| Error::Mounts { id: record.id.to_string(), source }),
+        Err(error) => Err(Error::File { action: "unmount", path, source: io::Error::other(error) }),
     }
 }
 

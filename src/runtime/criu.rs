@@ -91,10 +91,14 @@ pub fn mounts_of(config: &Path) -> Vec<PathBuf> {
 /// How long the processes of a killed criu may take to be gone, and how often that is looked at.
 const GONE: (u32, Duration) = (40, Duration::from_millis(50));
 
-/// Where criu has mounted what nobody uses: it has one place for it, and says nowhere whose it is. So none while any
-/// criu runs, for which the killed one is waited for. Blocks.
+/// Where criu makes a folder for each restore, and mounts in it, as this or that process has it.
+const ROOTS: &str = "/tmp";
+
+/// Where the criu may have mounted something, or made the folder for it, that was killed in the call of configuration
+/// `config`: it has one place for all, and says nowhere whose it is. So none while any criu runs, for which the killed one
+/// is waited for; and of folders without a mount none that is older than the call. Blocks.
 #[must_use]
-pub fn mounts_of_nobody() -> Vec<PathBuf> {
+pub fn roots_of_nobody(config: &Path) -> Vec<PathBuf> {
     let gone = (0..GONE.0).any(|_| {
         runs().is_ok_and(|runs| !runs) || {
             std::thread::sleep(GONE.1);
@@ -105,7 +109,20 @@ pub fn mounts_of_nobody() -> Vec<PathBuf> {
         return Vec::new();
     }
     let mounts = mountinfo::read().unwrap_or_default().into_iter().map(|mount| mount.target);
-    mounts.filter(|target| target.to_string_lossy().starts_with("/tmp/.criu.mntns.")).collect()
+    let is_root = |path: &PathBuf| {
+        let name = path.strip_prefix(ROOTS).unwrap_or(path);
+        name.to_string_lossy().starts_with(".criu.mntns.")
+    };
+    mounts.filter(is_root).chain(made_since(config).into_iter().filter(is_root)).collect()
+}
+
+/// The folders in [`ROOTS`] that are no older than a file.
+fn made_since(file: &Path) -> Vec<PathBuf> {
+    let time = |path: &Path| path.symlink_metadata().and_then(|found| found.modified());
+    let Ok(since) = time(file) else { return Vec::new() };
+    let all = fs::read_dir(ROOTS).into_iter().flatten().flatten().map(|entry| entry.path());
+    let folders = all.filter(|path| path.symlink_metadata().is_ok_and(|found| found.is_dir()));
+    folders.filter(|path| time(path).is_ok_and(|made| made >= since)).collect()
 }
 
 /// Whether any criu runs. One that has ended and was not waited for has a name and no program.
@@ -175,6 +192,22 @@ mod tests {
         fs::write(&config, format!("{WORK}{}\nexternal x\n", folder.path().display())).unwrap();
         fs::create_dir(folder.path().join(".criu.cgyard.Ab12")).unwrap();
         assert_eq!(mounts_of(&config), [folder.path().join(".criu.cgyard.Ab12")]);
+    }
+
+    #[test]
+    fn a_folder_without_a_mount_is_of_a_call_if_it_is_no_older() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("config");
+        let make = || tempfile::Builder::new().prefix(".criu.mntns.").tempdir_in(ROOTS).unwrap();
+        let older = make();
+        // Times of files are as fine as the kernel's clock tick.
+        std::thread::sleep(Duration::from_millis(20));
+        fs::write(&config, "").unwrap();
+        let of_the_call = make();
+        let found = made_since(&config);
+        assert!(found.contains(&of_the_call.path().to_owned()));
+        assert!(!found.contains(&older.path().to_owned()));
+        assert!(made_since(&folder.path().join("none")).is_empty());
     }
 
     #[test]

@@ -216,6 +216,7 @@ fn files(node: &Node, seen: &mut BTreeSet<String>) {
     tree(Path::new("/var/lib/mooring"), 4, seen);
     tree(Path::new("/var/lib/cni"), 3, seen);
     tree(&node.folder().join("cni/ipam"), 2, seen);
+    tree(Path::new("/tmp"), 1, seen);
     for top in ["root", "state"] {
         for plugin in [
             "io.containerd.runtime.v2.task",
@@ -245,7 +246,9 @@ fn tree(at: &Path, depth: usize, seen: &mut BTreeSet<String>) {
                 | "networks"
                 | "lock"
                 | "last_reserved_ip.0"
-        ) || folder && depth > 1 && path.starts_with("/var/lib/cni");
+        ) || folder && depth > 1 && path.starts_with("/var/lib/cni")
+            // containerd removes some of them, and not those of a checkpoint that CRI was asked for.
+            || name.starts_with("ctrd-checkpoint");
         let network = folder && path.parent().is_some_and(|parent| parent.ends_with("cni/ipam"));
         if !general && !network {
             seen.insert(format!("file {}", path.display()));

@@ -57,13 +57,16 @@ pub fn enter(storage: Storage) -> Result<PathBuf> {
         fs::create_dir_all(&folder)?;
         return Ok(folder);
     }
-    let make_folder =
-        || own_folder(NAME, if storage == Storage::Disk { "/var/tmp" } else { "/tmp" });
-    enter_with(make_folder, SPACES, |folder, hierarchies| build(storage, folder, hierarchies))
+    enter_with(
+        || own_folder(NAME),
+        SPACES,
+        |folder, hierarchies| build(storage, folder, hierarchies),
+    )
 }
 
 /// A folder of the outer machine's, named after this process. Those of processes that could not remove theirs go.
-pub fn own_folder(prefix: &str, parent: &str) -> Result<TempDir> {
+pub fn own_folder(prefix: &str) -> Result<TempDir> {
+    let parent = "/var/tmp";
     for left in left_in(Path::new(parent), prefix) {
         // Somebody else may do the same just now.
         let _ = fs::remove_dir_all(left);
@@ -328,6 +331,7 @@ fn build(storage: Storage, folder: &Path, hierarchies: &[Hierarchy]) -> Result<(
         }
     }
     tmpfs(Path::new("/run"))?;
+    tmpfs(Path::new("/tmp"))?;
     fs::create_dir_all("/run/lock")?;
     rebuild_cgroups(hierarchies)?;
     hand_down_controllers()?;

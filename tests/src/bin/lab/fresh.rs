@@ -29,7 +29,7 @@ const NONE: Option<&str> = None;
 
 pub fn run(targets: &[String]) -> Result<ExitCode> {
     let package = targets.iter().any(|target| target == DEB).then(package::made).transpose()?;
-    let make_folder = || own_folder("mooring-fresh-", "/var/tmp");
+    let make_folder = || own_folder("mooring-fresh-");
     let spaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
     let root = enter_with(make_folder, spaces, |_, _| {
         // Nothing that is mounted from here on is seen outside, and it is gone with the last process.
