@@ -11,6 +11,7 @@ mod tree;
 
 use std::fmt::Write;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -21,7 +22,7 @@ use sha2::{Digest, Sha256};
 use tree::Sources;
 
 /// Makes Mooring's Debian package, archive and image of the static programs. `SOURCE_DATE_EPOCH` is the time that
-/// everything in them has, by default that of the last commit.
+/// everything in them has, by default that of the last commit, or of the change log where git knows none.
 #[derive(Parser)]
 #[command(name = "pack")]
 struct Pack {
@@ -94,14 +95,16 @@ fn digest(content: &[u8]) -> String {
 
 /// What stands for the time of everything that is made.
 fn time(top: &Path) -> Result<u64> {
-    let text = match std::env::var("SOURCE_DATE_EPOCH") {
-        Ok(text) => text,
-        Err(_) => tree::run(
-            Command::new("git")
-                .args(["-c", "safe.directory=*", "log", "-1", "--format=%ct"])
-                .current_dir(top),
-        )
-        .context("no SOURCE_DATE_EPOCH, and no time of a commit")?,
+    let given = std::env::var("SOURCE_DATE_EPOCH").ok();
+    let Some(text) = given.or_else(|| time_of_commit(top)) else {
+        // Sources without their history, or a machine without git.
+        let changed = fs::metadata(top.join("CHANGELOG.md"))?.mtime();
+        return changed.try_into().context("the change log is older than 1970");
     };
     text.trim().parse().with_context(|| format!("{:?} is no time in seconds", text.trim()))
+}
+
+fn time_of_commit(top: &Path) -> Option<String> {
+    let arguments = ["-c", "safe.directory=*", "log", "-1", "--format=%ct"];
+    tree::run(Command::new("git").args(arguments).current_dir(top)).ok()
 }
