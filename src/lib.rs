@@ -1,7 +1,7 @@
 //! What a sandbox is, how it is set up and how it is taken down completely.
 //!
-//! The library knows nothing of ttrpc and nothing of being a process: the shim's services translate requests into
-//! calls of [`sandbox`], and the parties outside (containerd, CNI plugins, the kernel) are traits.
+//! The library knows nothing of being a process, and of ttrpc nothing but the messages of [`inspect`]: the shim's services
+//! translate requests into calls of [`sandbox`], and the parties outside (containerd, CNI plugins, the kernel) are traits.
 #![forbid(unsafe_code)]
 
 pub mod cgroup;
@@ -10,6 +10,7 @@ pub mod containerd;
 pub mod error;
 pub mod failpoint;
 pub mod id;
+pub mod inspect;
 mod interleave;
 pub mod keeper;
 pub mod mounts;

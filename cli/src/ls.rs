@@ -8,7 +8,7 @@ use mooring::{
     container::{Record, is_alive},
     resources::Resource,
     sandbox::survey::{Found, Hands, survey},
-    sys::boot,
+    sys::{boot, memory},
     teardown::journal::{Journal, Stage},
 };
 use serde::Serialize;
@@ -109,7 +109,8 @@ impl Row {
         let journal = found.journal.as_ref();
         let shim = found.shim.as_ref().map(|shim| {
             let alive = shim.is_alive().unwrap_or(false);
-            let pss_bytes = alive.then(|| pss(shim.pid)).flatten();
+            let pss = || memory::pss(u32::try_from(shim.pid).ok()?).ok();
+            let pss_bytes = if alive { pss() } else { None };
             Shim { pid: shim.pid, alive, pss_bytes }
         });
         let living = shim.as_ref().filter(|shim| shim.alive).map(|shim| shim.pid);
@@ -249,13 +250,6 @@ fn handler(program: &str) -> Option<String> {
     let name = Path::new(program.trim()).file_name()?.to_str()?;
     let name = name.strip_prefix("containerd-shim-")?.strip_suffix("-v1")?;
     name.starts_with("mooring").then(|| name.to_owned())
-}
-
-/// The proportional share of memory of a process, in bytes.
-fn pss(pid: i32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
 }
 
 fn kib(bytes: u64) -> String {

@@ -8,8 +8,8 @@
 //! set, and cleared when it goes to sleep again. Only where it stays awake the timer's signal comes. Its handler does
 //! what little it does by system calls alone.
 //!
-//! A stop is wanted while StopSandbox or ShutdownSandbox is under way, and while one of them, or a Kill, lies unread in a
-//! connection. A shim that hangs while nobody wants it to stop is left alone: its containers are well.
+//! A stop is wanted while StopSandbox or ShutdownSandbox is under way, and while one of them, a Kill, or an operator's Stop
+//! lies unread in a connection. A shim that hangs while nobody wants it to stop is left alone: its containers are well.
 //!
 //! Limits. A signal needs a thread that can take it: where the only one sleeps uninterruptibly in the kernel (state D)
 //! nothing is logged, and only the last resort works, a second timer whose signal is SIGKILL itself, set while a stop is
@@ -38,7 +38,12 @@ const BEAT: Duration = Duration::from_secs(1);
 const LAST_RESORT: Duration = Duration::from_mins(1);
 /// The requests by which a client wants an end, as they lie in a connection: the length and name of the method, in the
 /// second field of ttrpc's request.
-const STOPS: [&[u8]; 3] = [b"\x12\x0bStopSandbox", b"\x12\x0fShutdownSandbox", b"Task\x12\x04Kill"];
+const STOPS: [&[u8]; 4] = [
+    b"\x12\x0bStopSandbox",
+    b"\x12\x0fShutdownSandbox",
+    b"Task\x12\x04Kill",
+    b"Inspect\x12\x04Stop",
+];
 /// How many connections are looked at; containerd has one, and one more for each of its clients.
 const CONNECTIONS: usize = 16;
 /// How much of what is unread is looked at.

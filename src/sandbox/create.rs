@@ -91,6 +91,10 @@ impl Network {
 impl Sandbox {
     /// Creates the sandbox. It holds nothing but its journal afterwards.
     pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<(), Error> {
+        self.telemetry.timed("sandbox_create", self.create_now(request)).await
+    }
+
+    async fn create_now(self: &Arc<Self>, request: CreateRequest) -> Result<(), Error> {
         let _life = self.lifecycle.lock().await;
         if self.is_created() {
             return Err(Error::AlreadyExists);

@@ -9,13 +9,14 @@ mod create;
 pub mod daemon_record;
 mod door;
 mod error;
+pub mod inspect;
 #[cfg(test)]
 mod model;
 pub mod namespaces;
 mod owner;
 mod pod_spec;
 mod prepare;
-mod progress;
+pub mod progress;
 pub mod recover;
 mod shutdown;
 mod start;

@@ -34,6 +34,10 @@ const END: Duration = Duration::from_secs(10);
 impl Sandbox {
     /// Starts the sandbox: cgroup, files, /dev/shm, namespaces, network.
     pub async fn start(self: &Arc<Self>) -> Result<Started, Error> {
+        self.telemetry.timed("sandbox_start", self.start_now()).await
+    }
+
+    async fn start_now(self: &Arc<Self>) -> Result<Started, Error> {
         let _life = self.lifecycle.lock().await;
         let pod = match &*self.state() {
             State::Created(pod) => Arc::clone(pod),

@@ -1,6 +1,6 @@
 //! SandboxStatus: what the sandbox is, and in words what it is doing.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{collections::BTreeMap, path::PathBuf, time::SystemTime};
 
 use serde_json::json;
 
@@ -40,14 +40,7 @@ impl Sandbox {
         let exited_at = self.exit.borrow().map(|exit| exit.at);
         let mut info = BTreeMap::new();
         if verbose {
-            let netns = match &pod.network {
-                Network::Host => None,
-                Network::Client(path) | Network::Attach(path) => Some(path.clone()),
-                Network::Own => pod.find(|resource| match resource {
-                    Resource::Netns(record) => Some(record.path.clone()),
-                    _ => None,
-                }),
-            };
+            let netns = pod.netns();
             let attachment = pod.find(|resource| match resource {
                 Resource::Network(record) => serde_json::to_value(&record.networks).ok(),
                 _ => None,
@@ -107,8 +100,20 @@ impl Sandbox {
 }
 
 impl Pod {
+    /// The pod's network namespace; none with the node's, or where the shim's own is not there yet.
+    pub(super) fn netns(&self) -> Option<PathBuf> {
+        match &self.network {
+            Network::Host => None,
+            Network::Client(path) | Network::Attach(path) => Some(path.clone()),
+            Network::Own => self.find(|resource| match resource {
+                Resource::Netns(record) => Some(record.path.clone()),
+                _ => None,
+            }),
+        }
+    }
+
     /// The first answer that one of its resources gives.
-    fn find<T>(&self, answer: impl Fn(&Resource) -> Option<T>) -> Option<T> {
+    pub(super) fn find<T>(&self, answer: impl Fn(&Resource) -> Option<T>) -> Option<T> {
         self.store.look(|journal| journal.entries.iter().find_map(|entry| answer(&entry.resource)))
     }
 }

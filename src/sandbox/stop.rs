@@ -38,14 +38,20 @@ impl Sandbox {
     }
 
     async fn still_stopping(&self, waited: Duration) -> Error {
-        let step = self.progress.current();
-        // What another step waits for is in its error.
-        let waits_for = match step {
-            Some(step) if step.name() == CONTAINERS => self.running_in_words().await,
-            _ => Vec::new(),
+        self.look_what_it_waits_for().await;
+        let (step, waits_for) = match self.progress.current() {
+            Some(current) => (Some(current.step), current.waits_for),
+            None => (None, Vec::new()),
         };
-        self.progress.waits_for(&waits_for);
         Error::StillStopping { step, seconds: waited.as_secs_f64(), waits_for }
+    }
+
+    /// Finds out which processes the step under way waits for. What another step waits for is in its error.
+    pub(super) async fn look_what_it_waits_for(&self) {
+        let step = self.progress.current().map(|current| current.step);
+        if step.is_some_and(|step| step.name() == CONTAINERS) {
+            self.progress.waits_for(&self.running_in_words().await);
+        }
     }
 
     /// The teardown under way, or a new one; nothing where there is nothing to take down.
@@ -66,10 +72,14 @@ impl Sandbox {
             // A start under way sees the closed door at its next step, and takes itself back.
             let _life = sandbox.lifecycle.lock().await;
             let pod = sandbox.state().pod().cloned();
-            let result = match pod {
-                Some(pod) => sandbox.take_down(&pod).await,
-                None => Ok(()),
+            sandbox.progress.begins();
+            let taken_down = async {
+                match pod {
+                    Some(pod) => sandbox.take_down(&pod).await,
+                    None => Ok(()),
+                }
             };
+            let result = sandbox.telemetry.timed("sandbox_stop", taken_down).await;
             if let Err(error) = &result {
                 log::error!("stop sandbox {:?}: {error}", sandbox.id().as_str());
             }
@@ -95,6 +105,7 @@ impl Sandbox {
             *state = State::Stopped { pod: Arc::clone(pod), pid: state.pid() };
             drop(state);
             self.ended(0);
+            self.progress.changed();
         }
         result
     }

@@ -20,12 +20,15 @@ use crate::{
     resources::{Action, Resource},
     sys::survivor::Survivors,
     teardown::{StepError, StepWork},
+    telemetry::Telemetry,
 };
 
 const SIGKILL: u32 = 9;
 /// How often a kill is repeated when its connection was closed, and the first pause between.
 const RETRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(20);
+/// The series of the containers that a teardown has stopped, by what killed them.
+const STOPPED: &str = "container_stop";
 
 /// The teardown of a sandbox whose shim is this process.
 pub(super) struct ShimTeardown {
@@ -110,6 +113,7 @@ impl ShimTeardown {
                 container,
                 answers,
                 patience,
+                telemetry: Arc::clone(&self.sandbox.telemetry),
             };
             stops.spawn(tokio::time::timeout_at(deadline, async move {
                 let result = stop.run().await;
@@ -182,6 +186,7 @@ struct StopOne {
     answers: bool,
     /// Until when containerd is waited for.
     patience: Instant,
+    telemetry: Arc<Telemetry>,
 }
 
 impl StopOne {
@@ -190,23 +195,27 @@ impl StopOne {
         if own && !self.tasks.is_running(&self.container) {
             return Ok(());
         }
+        let begun = Instant::now();
+        let stopped = |means| self.telemetry.observe(STOPPED, means, begun.elapsed(), false);
         let killed = if self.answers { self.kill().await } else { Err(StopError::Silent) };
         if !own {
             // Not this shim's: containerd is the only way to it.
             killed?;
-            return match self
-                .again(|| self.containerd.wait_task(&self.container, self.patience))
-                .await
-            {
-                Ok(_) => Ok(()),
-                Err(error) if error.code() == Code::NotFound => Ok(()),
-                Err(error) => Err(error.into()),
+            let waited =
+                self.again(|| self.containerd.wait_task(&self.container, self.patience)).await;
+            return match waited {
+                Err(error) if error.code() != Code::NotFound => Err(error.into()),
+                _ => {
+                    stopped("containerd");
+                    Ok(())
+                }
             };
         }
         if killed.is_ok() {
             let exited =
                 tokio::time::timeout_at(self.patience, self.tasks.exited(&self.container)).await;
             if exited.is_ok() {
+                stopped("containerd");
                 return Ok(());
             }
         }
@@ -217,6 +226,7 @@ impl StopOne {
         );
         self.tasks.kill_in_place(&self.container).await;
         self.tasks.exited(&self.container).await;
+        stopped("in_place");
         Ok(())
     }
 

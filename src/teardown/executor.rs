@@ -86,6 +86,27 @@ pub enum Outcome {
     Failed(String),
 }
 
+impl Outcome {
+    /// The name that logs and the status know it by.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::AlreadyGone => "already_gone",
+            Self::InUse => "in_use",
+            Self::Warned(_) => "warned",
+            Self::Failed(_) => "failed",
+        }
+    }
+
+    /// What went wrong.
+    pub fn error(&self) -> Option<&str> {
+        match self {
+            Self::Warned(error) | Self::Failed(error) => Some(error),
+            Self::Done | Self::AlreadyGone | Self::InUse => None,
+        }
+    }
+}
+
 /// What an observer hears of a step.
 #[derive(Clone, Debug)]
 pub struct StepReport {
@@ -281,20 +302,12 @@ impl<R: Journaled, A: Copy + Send + Sync + 'static> Executor<R, A> {
     fn log(&self, report: &StepReport) {
         let StepReport { step, outcome, took } = report;
         let (sandbox, ms) = (self.store.id(), took.as_secs_f64() * 1e3);
-        match outcome {
-            Outcome::Done => {
-                log::info!("teardown step sandbox={sandbox} step={step} outcome=done ms={ms:.2}");
+        let word = outcome.word();
+        match outcome.error() {
+            None => {
+                log::info!("teardown step sandbox={sandbox} step={step} outcome={word} ms={ms:.2}");
             }
-            Outcome::AlreadyGone => {
-                log::info!(
-                    "teardown step sandbox={sandbox} step={step} outcome=already_gone ms={ms:.2}"
-                );
-            }
-            Outcome::InUse => {
-                log::info!("teardown step sandbox={sandbox} step={step} outcome=in_use ms={ms:.2}");
-            }
-            Outcome::Warned(error) | Outcome::Failed(error) => {
-                let word = if matches!(outcome, Outcome::Failed(_)) { "failed" } else { "warned" };
+            Some(error) => {
                 log::warn!(
                     "teardown step sandbox={sandbox} step={step} outcome={word} ms={ms:.2} error={error:?}"
                 );

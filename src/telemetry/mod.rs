@@ -1,24 +1,30 @@
-//! What a sandbox measures of itself: CNI operations, and how long its end took.
+//! What a sandbox measures of itself: its life, CNI operations, and how long each step of its end took.
 //!
-//! Numbers only, kept in the process that they are about; the verbose status shows them.
+//! Numbers only, kept in the process that they are about; the verbose status and the inspection service show them.
 
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
 
 use crate::network::{CniObserver, Operation, PluginError};
 
+/// The bounds, in milliseconds, below which operations are counted.
+pub const BOUNDS_MS: [u64; 15] =
+    [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000];
+
 /// Counts and times of one kind of operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Series {
-    count: u64,
-    errors: u64,
-    total: Duration,
-    longest: Duration,
+pub struct Series {
+    pub count: u64,
+    pub errors: u64,
+    pub total: Duration,
+    pub longest: Duration,
+    /// How many took at most as long as each of [`BOUNDS_MS`], and longer than the bound before it.
+    pub within: [u32; BOUNDS_MS.len()],
 }
 
 impl Series {
@@ -27,6 +33,21 @@ impl Series {
         self.errors += u64::from(failed);
         self.total += took;
         self.longest = self.longest.max(took);
+        let bucket = BOUNDS_MS.iter().position(|bound| took <= Duration::from_millis(*bound));
+        if let Some(place) = bucket.and_then(|bucket| self.within.get_mut(bucket)) {
+            *place += 1;
+        }
+    }
+
+    fn and(mut self, other: &Self) -> Self {
+        self.count += other.count;
+        self.errors += other.errors;
+        self.total += other.total;
+        self.longest = self.longest.max(other.longest);
+        for (sum, more) in self.within.iter_mut().zip(other.within) {
+            *sum += more;
+        }
+        self
     }
 
     fn to_json(self) -> Value {
@@ -39,22 +60,51 @@ impl Series {
     }
 }
 
+/// What was done, and what was called for it where there are several: the plugin of a CNI operation.
+type Key = (String, String);
+
 /// The measurements of one sandbox.
 #[derive(Debug, Default)]
-pub struct Telemetry(Mutex<BTreeMap<String, Series>>);
+pub struct Telemetry(Mutex<BTreeMap<Key, Series>>);
 
 impl Telemetry {
-    fn series(&self) -> MutexGuard<'_, BTreeMap<String, Series>> {
+    fn series(&self) -> MutexGuard<'_, BTreeMap<Key, Series>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records one operation. `name` is one of a few: it becomes a key.
-    pub fn observe(&self, name: &str, took: Duration, failed: bool) {
-        self.series().entry(name.to_owned()).or_default().add(took, failed);
+    /// Records one operation. `name` and `subject` are of a few: they become a key.
+    pub fn observe(&self, name: &str, subject: &str, took: Duration, failed: bool) {
+        let key = (name.to_owned(), subject.to_owned());
+        self.series().entry(key).or_default().add(took, failed);
     }
 
+    /// Records what `work` takes and whether it succeeds.
+    pub async fn timed<T, E>(
+        &self,
+        name: &str,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let begun = Instant::now();
+        let result = work.await;
+        self.observe(name, "", begun.elapsed(), result.is_err());
+        result
+    }
+
+    /// Each series, by name and subject.
+    pub fn all(&self) -> Vec<(String, String, Series)> {
+        let series = self.series();
+        let each = series.iter();
+        each.map(|((name, subject), series)| (name.clone(), subject.clone(), *series)).collect()
+    }
+
+    /// The same by name alone.
     pub fn to_json(&self) -> Value {
-        self.series().iter().map(|(name, series)| (name.clone(), series.to_json())).collect()
+        let mut sums = BTreeMap::<String, Series>::new();
+        for (name, _, series) in self.all() {
+            let sum = sums.entry(name).or_default();
+            *sum = sum.and(&series);
+        }
+        sums.into_iter().map(|(name, series)| (name, series.to_json())).collect()
     }
 }
 
@@ -63,12 +113,12 @@ impl CniObserver for Telemetry {
         &self,
         operation: Operation,
         _network: &str,
-        _plugin: &str,
+        plugin: &str,
         duration: Duration,
         error: Option<&PluginError>,
     ) {
         let name = format!("cni_{}", operation.as_str().to_ascii_lowercase());
-        self.observe(&name, duration, error.is_some());
+        self.observe(&name, plugin, duration, error.is_some());
     }
 }
 
@@ -87,11 +137,25 @@ mod tests {
             Duration::from_millis(9),
             Some(&PluginError::Deadline),
         );
-        telemetry.observe("stop_containers", Duration::from_millis(1), false);
+        telemetry.observe("stop_containers", "", Duration::from_millis(1), false);
         let json = telemetry.to_json();
         assert_eq!(json["cni_add"]["count"], 2);
         assert_eq!(json["cni_add"]["errors"], 1);
         assert_eq!(json["cni_add"]["longest_ms"], 9.0);
         assert_eq!(json["stop_containers"]["errors"], 0);
+    }
+
+    #[test]
+    fn each_is_counted_below_the_first_bound_that_it_keeps() {
+        let telemetry = Telemetry::default();
+        for ms in [0, 1, 3, 60_000, 61_000] {
+            telemetry.observe("stop", "", Duration::from_millis(ms), false);
+        }
+        let all = telemetry.all();
+        let [(name, subject, series)] = all.as_slice() else { panic!("{all:?}") };
+        assert_eq!((name.as_str(), subject.as_str(), series.count), ("stop", "", 5));
+        let mut within = [0; BOUNDS_MS.len()];
+        (within[0], within[2], within[14]) = (2, 1, 1);
+        assert_eq!(series.within, within);
     }
 }

@@ -1,6 +1,8 @@
-//! What containerd calls: the sandbox service and the task service, which translate and decide nothing.
+//! What containerd calls, the sandbox service and the task service, and what operators do: they translate and decide
+//! nothing.
 
 mod convert;
+mod inspect;
 mod listener;
 mod pod;
 mod sandbox;
@@ -14,6 +16,7 @@ use containerd_shim_protos::{
 };
 use mooring::{
     containerd::{Containerd, Grpc},
+    inspect::create_inspect,
     keeper::HolderProgram,
     network::{CniPlugins, ExecPlugins},
     options::HandlerOptions,
@@ -110,6 +113,7 @@ impl Parties {
 pub struct Services {
     sandbox: Arc<sandbox::SandboxService>,
     task: Arc<task::TaskService>,
+    inspect: Arc<inspect::InspectService>,
 }
 
 impl Services {
@@ -143,6 +147,7 @@ impl Services {
         sandbox.set_tasks(Arc::new(pod::TasksOfPod(tasks.clone())));
         let ending = || Arc::clone(ending);
         Self {
+            inspect: Arc::new(inspect::InspectService::new(Arc::clone(&sandbox), tasks.clone())),
             sandbox: Arc::new(sandbox::SandboxService::new(
                 Arc::clone(&sandbox),
                 tasks.clone(),
@@ -159,10 +164,11 @@ impl Services {
         }
     }
 
-    /// The services under the names that containerd calls.
+    /// The services under the names that they are called by.
     pub fn register(&self) -> HashMap<String, Service> {
         let mut all = create_sandbox(Arc::clone(&self.sandbox) as _);
         let task = || create_task(Arc::clone(&self.task) as _);
+        all.extend(create_inspect(Arc::clone(&self.inspect) as _));
         all.extend(task());
         all.extend(task().into_values().map(|service| (TASK_V2.to_owned(), service)));
         all
