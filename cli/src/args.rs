@@ -15,6 +15,8 @@ Exit status:
 
 Examples:
   mooring ls                     what is held on this node, and by whom
+  mooring inspect ID             which step of a teardown hangs, and what it waits for
+  mooring stop ID                a teardown by hand
   mooring gc                     what was left behind
   mooring gc --yes               the same, freed";
 
@@ -23,6 +25,24 @@ Examples:
   mooring ls
   mooring ls -n k8s.io --no-trunc
   mooring ls -o json | jq -r '.[] | select(.state == \"left\") | .id'";
+
+const INSPECT_EXAMPLES: &str = "\
+What the shim says; where there is none, or it does not answer, what journal and records say.
+
+Examples:
+  mooring inspect 3f9c2                        the sandbox whose id begins so
+  mooring inspect 3f9c2 --watch                its teardown, step by step, as it happens
+  mooring inspect web -n default -o json | jq .teardown.current";
+
+const STOP_EXAMPLES: &str = "\
+The same teardown as containerd's StopSandbox: one that is under way is joined, one that failed goes on at its step. What
+the shim does goes on when this command is interrupted. Where the shim is gone its journal is completed, as by \"mooring gc\".
+
+Examples:
+  mooring stop 3f9c2
+  mooring stop --namespace k8s.io              all of one namespace of containerd
+  mooring stop --all --timeout 30s             all of this node, each for half a minute at most
+  mooring stop 3f9c2 --force                   a shim that hangs is killed, and its journal completed";
 
 const GC_EXAMPLES: &str = "\
 Nothing is touched whose shim lives or that another process works on, nor where a journal or record is not understood.
@@ -63,6 +83,12 @@ pub enum Command {
     /// Lists every sandbox of this node, from journals and records; needs neither containerd nor shims.
     #[command(after_help = LS_EXAMPLES)]
     Ls(ListArgs),
+    /// Shows all that is known of one sandbox: what it holds, and each step of its teardown.
+    #[command(after_help = INSPECT_EXAMPLES)]
+    Inspect(InspectArgs),
+    /// Takes sandboxes down by hand, step by step.
+    #[command(after_help = STOP_EXAMPLES)]
+    Stop(StopArgs),
     /// Shows what shims have left that are gone, and frees it.
     #[command(after_help = GC_EXAMPLES)]
     Gc(GcArgs),
@@ -117,6 +143,46 @@ pub struct ListArgs {
     /// Ids in full.
     #[arg(long)]
     pub no_trunc: bool,
+}
+
+#[derive(Debug, Default, Arguments)]
+pub struct InspectArgs {
+    #[command(flatten)]
+    pub roots: RootArgs,
+    /// The sandbox, or the beginning of its id.
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Its namespace of containerd, where several have such a sandbox.
+    #[arg(short, long, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// How it is written.
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    pub output: Output,
+    /// Follows the teardown until the sandbox is stopped: a line for each step, with -o json an object.
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+#[derive(Debug, Default, Arguments)]
+pub struct StopArgs {
+    #[command(flatten)]
+    pub roots: RootArgs,
+    /// The sandboxes, or the beginnings of their ids.
+    #[arg(value_name = "ID", required_unless_present_any = ["all", "namespace"])]
+    pub ids: Vec<String>,
+    /// Every sandbox of this node.
+    #[arg(short, long, conflicts_with_all = ["ids", "namespace"])]
+    pub all: bool,
+    /// Those of this namespace of containerd: all of them, where no id is given.
+    #[arg(short, long, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// How long each may take; without, to the end. The teardown goes on after it.
+    #[arg(short, long, value_name = "DURATION", value_parser = span::parse)]
+    pub timeout: Option<Duration>,
+    /// Kills a shim that does not answer, or has not stopped its sandbox within the timeout (two minutes without one), and
+    /// completes the teardown from the journal.
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[derive(Debug, Default, Arguments)]

@@ -15,16 +15,12 @@ use mooring::{
     process::Reaper,
     sandbox::{
         recover::{Recovery, Unheard},
-        survey::{Found, Hands, survey},
+        survey::{Found, Hands},
         sweep::free,
     },
 };
 
-use crate::{
-    args::GcArgs,
-    exit::{CouldNot, Exit},
-    holdings, node, span,
-};
+use crate::{args::GcArgs, exit::Exit, holdings, node, span};
 
 /// Where containerd is asked for snapshots and leases, for journals that do not say whose they are.
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
@@ -41,30 +37,23 @@ struct Tally {
 }
 
 pub fn run(args: &GcArgs, out: &mut dyn Write) -> Result<Exit> {
-    let roots = node::state_roots(&args.roots.state_root);
     node::need_root("gc")?;
-    let mut found = Vec::new();
-    for root in &roots.folders {
-        found.extend(survey(root).map_err(|error| CouldNot(error.to_string()))?);
-    }
+    let looked = node::look(&args.roots.state_root)?;
+    let found = &looked.found;
     let tally = if args.yes || args.boot {
         node::show_warnings();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.context("start the async runtime")?;
-        let tally = runtime.block_on(free_all(&found, args, out));
+        let runtime = node::runtime()?;
+        let tally = runtime.block_on(free_all(found, args, out));
         // A release that hangs must not keep this process; its lock is let go with it, and its journal stays.
         runtime.shutdown_background();
         tally?
     } else {
-        show_all(&found, args, out)?
+        show_all(found, args, out)?
     };
     if !args.boot {
         tally.tell(args, out)?;
     }
-    if let Some(complaint) = roots.complaint {
-        let complaint = format!("{complaint}; looked in the usual state folder alone");
-        return Err(CouldNot(complaint).into());
-    }
+    looked.all()?;
     Ok(tally.exit())
 }
 
@@ -179,7 +168,8 @@ async fn free_all(found: &[Found], args: &GcArgs, out: &mut dyn Write) -> Result
     Ok(tally)
 }
 
-fn recovery(found: &Found, reaper: &Reaper) -> Recovery {
+/// What finishes for the shim of `found`.
+pub fn recovery(found: &Found, reaper: &Reaper) -> Recovery {
     let told = found.journal.as_ref().map(|journal| journal.about.grpc_address.clone());
     let address = told.filter(|path| !path.as_os_str().is_empty());
     let address = address.unwrap_or_else(|| PathBuf::from(CONTAINERD));

@@ -47,7 +47,7 @@ fn container(record: &mooring::container::Record) -> Holding {
 }
 
 /// What a release does; nothing where the record names nothing.
-fn words(resource: &Resource) -> Option<String> {
+pub fn words(resource: &Resource) -> Option<String> {
     Some(match resource {
         Resource::Cgroup(record) => {
             let deepest = record.created.folders.last()?;

@@ -6,8 +6,9 @@ use anyhow::Result;
 use comfy_table::Table;
 use mooring::{
     container::{Record, is_alive},
+    inspect,
     resources::Resource,
-    sandbox::survey::{Found, Hands, survey},
+    sandbox::survey::{Found, Hands},
     sys::{boot, memory},
     teardown::journal::{Journal, Stage},
 };
@@ -15,7 +16,7 @@ use serde::Serialize;
 
 use crate::{
     args::{ListArgs, Output},
-    exit::{CouldNot, Exit},
+    exit::Exit,
     holdings::tag,
     node, span,
 };
@@ -26,7 +27,7 @@ const SHORT: usize = 13;
 /// What a sandbox is about, as far as can be told from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum State {
+pub enum State {
     Created,
     Ready,
     Stopping,
@@ -83,24 +84,16 @@ struct Waits {
 
 pub fn run(args: &ListArgs, out: &mut dyn Write) -> Result<Exit> {
     node::need_root("ls")?;
-    let roots = node::state_roots(&args.roots.state_root);
+    let looked = node::look(&args.roots.state_root)?;
     let now = SystemTime::now();
-    let mut rows = Vec::new();
-    for root in &roots.folders {
-        let found = survey(root).map_err(|error| CouldNot(error.to_string()))?;
-        rows.extend(found.iter().map(|one| Row::of(one, now)));
-    }
+    let mut rows: Vec<Row> = looked.found.iter().map(|one| Row::of(one, now)).collect();
     rows.retain(|row| args.namespace.as_ref().is_none_or(|wanted| row.namespace == *wanted));
     match args.output {
         Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&rows)?)?,
         Output::Table => writeln!(out, "{}", table(&rows, args.no_trunc))?,
     }
-    match roots.complaint {
-        Some(complaint) => {
-            Err(CouldNot(format!("{complaint}; looked in the usual state folder alone")).into())
-        }
-        None => Ok(Exit::Clean),
-    }
+    looked.all()?;
+    Ok(Exit::Clean)
 }
 
 impl Row {
@@ -113,7 +106,6 @@ impl Row {
             let pss_bytes = if alive { pss() } else { None };
             Shim { pid: shim.pid, alive, pss_bytes }
         });
-        let living = shim.as_ref().filter(|shim| shim.alive).map(|shim| shim.pid);
         let held =
             |entry: &&mooring::teardown::journal::Entry<Resource>| entry.stage != Stage::Released;
         let entries = journal.into_iter().flat_map(|journal| journal.entries.iter().filter(held));
@@ -128,12 +120,9 @@ impl Row {
         Self {
             namespace: found.namespace.to_string(),
             id: found.id.to_string(),
-            state: state(found),
+            state: State::of(found),
             age_seconds: since(journal.map(|it| it.about.created_at).or(found.written)),
-            handler: journal
-                .and_then(|journal| program_in(&journal.about.bundle))
-                .or_else(|| living.and_then(program_of))
-                .and_then(|program| handler(&program)),
+            handler: handler_of(found),
             keeper,
             network: journal.map(|_| if ours { "shim" } else { "client" }),
             containers: found.containers.iter().map(Container::of).collect(),
@@ -177,20 +166,40 @@ impl Row {
 
 impl Container {
     fn of(record: &Record) -> Self {
-        let rebooted = boot::is_over(record.boot.as_ref()).unwrap_or(false);
-        let init = record.init.filter(|_| !rebooted);
-        let runs = init.is_some_and(|one| is_alive(one.pid, one.start_time).unwrap_or(false));
-        Self { id: record.id.to_string(), pid: init.map(|one| one.pid), runs }
+        let (pid, runs) = init_of(record);
+        Self { id: record.id.to_string(), pid, runs }
     }
 }
 
-fn state(found: &Found) -> State {
-    match (&found.hands, &found.journal) {
-        (Hands::Unsure(_), _) => State::Unsure,
-        (Hands::Nobody, _) => State::Left,
-        (Hands::Locked, _) => State::Finishing,
-        (Hands::Shim, None) => State::Tasks,
-        (Hands::Shim, Some(journal)) => state_by(journal),
+/// The process of a recorded container, and whether it runs.
+pub fn init_of(record: &Record) -> (Option<i32>, bool) {
+    let rebooted = boot::is_over(record.boot.as_ref()).unwrap_or(false);
+    let init = record.init.filter(|_| !rebooted);
+    let runs = init.is_some_and(|one| is_alive(one.pid, one.start_time).unwrap_or(false));
+    (init.map(|one| one.pid), runs)
+}
+
+impl State {
+    /// As journal and records have it.
+    pub fn of(found: &Found) -> Self {
+        match (&found.hands, &found.journal) {
+            (Hands::Unsure(_), _) => Self::Unsure,
+            (Hands::Nobody, _) => Self::Left,
+            (Hands::Locked, _) => Self::Finishing,
+            (Hands::Shim, None) => Self::Tasks,
+            (Hands::Shim, Some(journal)) => state_by(journal),
+        }
+    }
+
+    /// As the shim has it.
+    pub fn said(state: inspect::State) -> Self {
+        match state {
+            inspect::State::TASKS => Self::Tasks,
+            inspect::State::CREATED => Self::Created,
+            inspect::State::READY => Self::Ready,
+            inspect::State::STOPPING => Self::Stopping,
+            inspect::State::STOPPED => Self::Stopped,
+        }
     }
 }
 
@@ -233,6 +242,16 @@ fn table(rows: &[Row], whole: bool) -> String {
         column.set_padding((0, 2));
     }
     table.trim_fmt()
+}
+
+/// The runtime type's name, where the bundle or the living shim still tells.
+pub fn handler_of(found: &Found) -> Option<String> {
+    let bundle = found.journal.as_ref().map(|journal| &journal.about.bundle);
+    let living = found.shim.as_ref().filter(|shim| shim.is_alive().unwrap_or(false));
+    bundle
+        .and_then(|bundle| program_in(bundle))
+        .or_else(|| program_of(living?.pid))
+        .and_then(|program| handler(&program))
 }
 
 /// The program of a shim, as containerd writes it into the bundle.

@@ -3,15 +3,19 @@
 //! Each command is a module that gets what was asked for and somewhere to write, and answers with an [`Exit`].
 #![forbid(unsafe_code)]
 
+mod account;
 mod args;
 mod exit;
 mod gc;
 mod holdings;
+mod inspect;
 mod install;
 mod ls;
 mod manual;
 mod node;
 mod span;
+mod steps;
+mod stop;
 
 use std::io::{self, Write};
 
@@ -45,6 +49,8 @@ fn run(command: Command, out: &mut dyn Write) -> anyhow::Result<Exit> {
             Ok(Exit::Clean)
         }
         Command::Ls(args) => ls::run(&args, out),
+        Command::Inspect(args) => inspect::run(&args, out),
+        Command::Stop(args) => stop::run(&args, out),
         Command::Gc(args) => gc::run(&args, out),
         Command::Install(args) => install::run(&args, out),
         Command::Uninstall(args) => install::uninstall(&args, out),

@@ -18,12 +18,15 @@ use crate::{id::Id, sandbox::daemon_record::DaemonRecord};
 
 /// How long a shim may take to be connected to.
 const CONNECT: Duration = Duration::from_secs(2);
+/// How much later than the caller's patience the call's own deadline is: it never decides.
+const MARGIN: Duration = Duration::from_secs(1);
 /// What ttrpc's server says of a service that it does not have; the code is `InvalidArgument`.
 const NO_SERVICE: &str = "service does not exist";
 
 /// A shim that lives.
 #[derive(Clone)]
 pub struct Shim {
+    connection: Client,
     client: InspectClient,
 }
 
@@ -46,6 +49,9 @@ pub enum AskError {
     /// It says no.
     #[error("{0}")]
     Refused(String),
+    /// What was asked for is not done within the time that it was given.
+    #[error("{0}")]
+    NotYet(String),
     #[error("{call}: {source}")]
     Rpc { call: &'static str, source: ttrpc::Error },
 }
@@ -63,19 +69,27 @@ impl Shim {
         if found != record.pid {
             return Err(AskError::Another { socket: socket.clone(), wanted: record.pid, found });
         }
-        Ok(Self { client: InspectClient::new(Client::new(Socket::new(stream))) })
+        let connection = Client::new(Socket::new(stream));
+        Ok(Self { client: InspectClient::new(connection.clone()), connection })
+    }
+
+    /// The connection to it, for calls of other services.
+    pub fn connection(&self) -> Client {
+        self.connection.clone()
     }
 
     /// Its release.
     pub async fn version(&self, limit: Duration) -> Result<String, AskError> {
         let request = VersionRequest::new();
-        let answer = self.client.version(with_duration(limit), &request);
+        let answer = self.client.version(with_duration(limit + MARGIN), &request);
         within("Version", limit, answer).await.map(|answer| answer.version)
     }
 
     /// All that it knows.
     pub async fn get(&self, limit: Duration) -> Result<GetResponse, AskError> {
-        within("Get", limit, self.client.get(with_duration(limit), &GetRequest::new())).await
+        let request = GetRequest::new();
+        let answer = self.client.get(with_duration(limit + MARGIN), &request);
+        within("Get", limit, answer).await
     }
 
     /// Takes the sandbox down, or joins whoever does, and waits for the end: for `limit` at most, where there is one.
@@ -127,6 +141,9 @@ impl AskError {
                 if status.code() == Code::UNIMPLEMENTED || status.message.ends_with(NO_SERVICE) =>
             {
                 Self::Unknown { call }
+            }
+            ttrpc::Error::RpcStatus(status) if status.code() == Code::DEADLINE_EXCEEDED => {
+                Self::NotYet(status.message)
             }
             ttrpc::Error::RpcStatus(status) => Self::Refused(status.message),
             source => Self::Rpc { call, source },

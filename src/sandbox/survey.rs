@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// One state folder, as it was at one moment.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Found {
     pub namespace: Id,
     /// The sandbox's, or that of a shim of tasks without a sandbox.
@@ -87,7 +87,7 @@ fn ids(folder: &Path) -> Result<Vec<Id>, SurveyError> {
 }
 
 /// Looks at one state folder; nothing where there is none (any more). Blocks.
-pub(super) fn look(folder: &Path, namespace: &Id, id: &Id) -> Option<Found> {
+pub fn look(folder: &Path, namespace: &Id, id: &Id) -> Option<Found> {
     let mut doubts = Vec::new();
     // The lock first: whoever holds it now may be done, and the folder gone, by the time the rest is read.
     let locked = journal::is_locked(folder);

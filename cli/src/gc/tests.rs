@@ -9,7 +9,7 @@ use mooring::{
 };
 
 use super::*;
-use crate::args::RootArgs;
+use crate::{args::RootArgs, exit::CouldNot};
 
 struct Node(tempfile::TempDir);
 

@@ -13,7 +13,7 @@ use mooring_e2e::audit::{Process, Snapshot, all_processes, leftovers};
 use mooring_e2e::cri::{Container, ContainerSpec, Pod, PodSpec};
 use mooring_e2e::faults::steps_in;
 use mooring_e2e::machine::{Storage, enter};
-use mooring_e2e::node::{IMAGE, Node, Settings, tail, version};
+use mooring_e2e::node::{IMAGE, Node, Settings, shim, tail, version};
 use mooring_e2e::services::Client;
 use mooring_e2e::suite::{Case, Handler};
 use serde_json::json;
@@ -97,6 +97,11 @@ async fn through_cri(case: &Case) -> Result<()> {
     say(&format!("stopped in {ms} ms"));
     let ((), ms) = timed(pod.stop()).await?;
     say(&format!("once more, since a kubelet may ask twice: success in {ms} ms"));
+    if case.handler == Handler::Mooring {
+        title("What the operator's tool says of the stopped pod");
+        let id: String = pod.id.chars().take(13).collect();
+        mooring(&["inspect", &id])?;
+    }
 
     title("RemovePodSandbox");
     let ((), ms) = timed(pod.remove()).await?;
@@ -177,6 +182,16 @@ async fn without_kubernetes(case: &Case) -> Result<()> {
         ctr(node, &[&words[..], &["/bin/ip", "-4", "-o", "addr", "show"]].concat()).await?;
     ensure!(answer.contains("eth0"), "the container is not in the sandbox's network");
     following(case, &id, ctr(node, &["sandboxes", "rm", &id])).await?;
+    Ok(())
+}
+
+/// The operator's tool, which lies beside the shim.
+fn mooring(words: &[&str]) -> Result<()> {
+    say(&format!("$ mooring {}", words.join(" ")));
+    let output = Command::new(shim()?.with_file_name("mooring")).args(words).output();
+    let output = output.context("run mooring")?;
+    ensure!(output.status.success(), "mooring {words:?}: {output:?}");
+    indent(&String::from_utf8_lossy(&output.stdout));
     Ok(())
 }
 
