@@ -17,6 +17,7 @@ Examples:
   mooring ls                     what is held on this node, and by whom
   mooring inspect ID             which step of a teardown hangs, and what it waits for
   mooring stop ID                a teardown by hand
+  mooring doctor                 what belongs to no living sandbox, and what frees it
   mooring gc                     what was left behind
   mooring gc --yes               the same, freed";
 
@@ -43,6 +44,20 @@ Examples:
   mooring stop --namespace k8s.io              all of one namespace of containerd
   mooring stop --all --timeout 30s             all of this node, each for half a minute at most
   mooring stop 3f9c2 --force                   a shim that hangs is killed, and its journal completed";
+
+const DOCTOR_EXAMPLES: &str = "\
+Nothing is changed. For what Mooring left \"mooring gc --yes\" frees it; for what others left the command is shown, and it
+is yours to run. \"sure\": nobody can need it; \"likely\": nobody known does; \"unsure\": look first.
+
+Exit status:
+  0  nothing was found
+  1  something was
+  2  could not look
+
+Examples:
+  mooring doctor
+  mooring doctor --quick          without containerd, and without walks of large trees
+  mooring doctor -o json | jq -r '.findings[] | select(.sure == \"sure\") | .frees'";
 
 const GC_EXAMPLES: &str = "\
 Nothing is touched whose shim lives or that another process works on, nor where a journal or record is not understood.
@@ -89,6 +104,9 @@ pub enum Command {
     /// Takes sandboxes down by hand, step by step.
     #[command(after_help = STOP_EXAMPLES)]
     Stop(StopArgs),
+    /// Looks for what belongs to no living sandbox, whoever left it, and says which command frees it.
+    #[command(after_help = DOCTOR_EXAMPLES)]
+    Doctor(DoctorArgs),
     /// Shows what shims have left that are gone, and frees it.
     #[command(after_help = GC_EXAMPLES)]
     Gc(GcArgs),
@@ -183,6 +201,24 @@ pub struct StopArgs {
     /// completes the teardown from the journal.
     #[arg(long)]
     pub force: bool,
+}
+
+#[derive(Debug, Default, Arguments)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub roots: RootArgs,
+    /// Looks only at what needs neither containerd nor walks of large trees.
+    #[arg(long)]
+    pub quick: bool,
+    /// containerd's configuration.
+    #[arg(long, value_name = "PATH", default_value = "/etc/containerd/config.toml")]
+    pub containerd_config: PathBuf,
+    /// containerd's socket; else as its configuration says.
+    #[arg(long, value_name = "PATH")]
+    pub address: Option<PathBuf>,
+    /// How the findings are written.
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    pub output: Output,
 }
 
 #[derive(Debug, Default, Arguments)]

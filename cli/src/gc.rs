@@ -22,9 +22,6 @@ use mooring::{
 
 use crate::{args::GcArgs, exit::Exit, holdings, node, span};
 
-/// Where containerd is asked for snapshots and leases, for journals that do not say whose they are.
-const CONTAINERD: &str = "/run/containerd/containerd.sock";
-
 /// What was found, and what became of it.
 #[derive(Debug, Default)]
 struct Tally {
@@ -170,9 +167,10 @@ async fn free_all(found: &[Found], args: &GcArgs, out: &mut dyn Write) -> Result
 
 /// What finishes for the shim of `found`.
 pub fn recovery(found: &Found, reaper: &Reaper) -> Recovery {
+    // Some journals do not say whose they are.
     let told = found.journal.as_ref().map(|journal| journal.about.grpc_address.clone());
     let address = told.filter(|path| !path.as_os_str().is_empty());
-    let address = address.unwrap_or_else(|| PathBuf::from(CONTAINERD));
+    let address = address.unwrap_or_else(|| PathBuf::from(node::CONTAINERD));
     Recovery {
         reaper: reaper.clone(),
         containerd: containerd(&address, &found.namespace),

@@ -5,6 +5,8 @@
 
 mod account;
 mod args;
+mod containerd_config;
+mod doctor;
 mod exit;
 mod gc;
 mod holdings;
@@ -51,6 +53,7 @@ fn run(command: Command, out: &mut dyn Write) -> anyhow::Result<Exit> {
         Command::Ls(args) => ls::run(&args, out),
         Command::Inspect(args) => inspect::run(&args, out),
         Command::Stop(args) => stop::run(&args, out),
+        Command::Doctor(args) => doctor::run(&args, out),
         Command::Gc(args) => gc::run(&args, out),
         Command::Install(args) => install::run(&args, out),
         Command::Uninstall(args) => install::uninstall(&args, out),

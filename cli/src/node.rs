@@ -11,6 +11,9 @@ use mooring::{
 
 use crate::exit::CouldNot;
 
+/// containerd's socket, where nobody says otherwise.
+pub const CONTAINERD: &str = "/run/containerd/containerd.sock";
+
 /// Refuses to go on for anybody but root: state folders are root's alone.
 pub fn need_root(command: &str) -> Result<(), CouldNot> {
     if rustix::process::geteuid().is_root() {
@@ -49,7 +52,7 @@ fn state_roots(given: &[PathBuf]) -> StateRoots {
 pub struct Looked {
     pub found: Vec<Found>,
     /// Why there may be more.
-    complaint: Option<String>,
+    pub complaint: Option<String>,
 }
 
 /// Looks through the state folders, those `given` or the node's. Blocks.

@@ -10,6 +10,7 @@ mod conf;
 mod error;
 mod exec;
 mod gc;
+pub mod links;
 mod netlink;
 pub mod netns;
 mod observer;

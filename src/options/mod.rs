@@ -168,18 +168,30 @@ impl Options {
     }
 }
 
-/// Every folder in which shims of this node keep state, as far as the node's configuration says: that of all handlers,
-/// and those of its profiles.
+/// The options of this node's handlers, as far as the node's configuration says: those of all handlers, then those of each
+/// of its profiles.
+pub fn of_node() -> Result<Vec<Options>, Error> {
+    all_in(&node_file())
+}
+
+/// Every folder in which shims of this node keep state, as far as [`of_node`] says.
 pub fn state_roots() -> Result<Vec<PathBuf>, Error> {
     state_roots_in(&node_file())
 }
 
-fn state_roots_in(file: &Path) -> Result<Vec<PathBuf>, Error> {
-    let mut roots = vec![Options::load_from(file, None, None)?.0.state_root];
+fn all_in(file: &Path) -> Result<Vec<Options>, Error> {
+    let mut all = vec![Options::load_from(file, None, None)?.0];
     for profile in profile::all(&read_layer(file)?.values) {
-        let root = Options::load_from(file, Some(&profile), None)?.0.state_root;
-        if !roots.contains(&root) {
-            roots.push(root);
+        all.push(Options::load_from(file, Some(&profile), None)?.0);
+    }
+    Ok(all)
+}
+
+fn state_roots_in(file: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut roots = Vec::new();
+    for Options { state_root, .. } in all_in(file)? {
+        if !roots.contains(&state_root) {
+            roots.push(state_root);
         }
     }
     Ok(roots)

@@ -27,6 +27,7 @@ pub mod soak;
 pub mod stream;
 pub mod suite;
 pub mod systemd;
+pub mod tool;
 pub mod vm;
 
 #[cfg(test)]

@@ -2,33 +2,19 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Output};
-use std::time::Duration;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use mooring_e2e::faults::{journal, kill_shim, lives, shim_of, state_dir, until};
+use mooring_e2e::faults::{journal, lives, shim_of, state_dir};
 use mooring_e2e::life::{Kind, Life};
-use mooring_e2e::node::{Settings, shim};
+use mooring_e2e::node::Settings;
 use mooring_e2e::plugins::Plugins;
 use mooring_e2e::suite;
 use mooring_e2e::suite::Case;
+use mooring_e2e::tool::{abandon, listed, run, text, tool};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-
-/// The tool, which lies beside the shim under test.
-fn tool() -> Result<PathBuf> {
-    Ok(shim()?.with_file_name("mooring"))
-}
-
-fn run(arguments: &[&str]) -> Result<Output> {
-    Command::new(tool()?).args(arguments).output().context("run mooring")
-}
-
-fn text(output: &Output) -> String {
-    let both = [&output.stdout[..], &output.stderr[..]].concat();
-    String::from_utf8_lossy(&both).into_owned()
-}
 
 async fn running(case: &Case) -> Result<Life> {
     let mut life = Life::new(case, Kind::OwnNetwork);
@@ -47,21 +33,6 @@ fn netns_of(life: &Life) -> Result<PathBuf> {
     let entries = journal.get("entries").and_then(Value::as_array).context("no entries")?;
     let path = entries.iter().find_map(|entry| entry.pointer("/resource/netns/path")?.as_str());
     path.map(PathBuf::from).context("no network namespace")
-}
-
-/// What `ls` says of a sandbox.
-fn listed(id: &str) -> Result<Value> {
-    let output = run(&["ls", "-o", "json"])?;
-    ensure!(output.status.success(), "{}", text(&output));
-    let all: Vec<Value> = serde_json::from_slice(&output.stdout)?;
-    all.into_iter().find(|one| one["id"] == id).with_context(|| format!("{id} is not listed"))
-}
-
-/// Kills its shim, and waits until that has let go: a process that ends keeps its locks for a moment.
-async fn abandon(life: &Life) -> Result<()> {
-    kill_shim(life.id())?;
-    let is_left = || listed(life.id()).is_ok_and(|found| found["state"] == "left");
-    until(Duration::from_secs(10), "the shim does not let go", is_left).await
 }
 
 /// Without containerd: a killed shim's container runs on, and its namespace and address are there. Beside it a pod that
@@ -153,7 +124,7 @@ async fn gc_goes_on_where_it_failed(case: Case) -> Result<()> {
 }
 
 async fn whoever_is_not_root_is_told_so_first(_: Case) -> Result<()> {
-    for command in ["ls", "gc"] {
+    for command in ["ls", "gc", "doctor"] {
         let mut unprivileged = Command::new("unshare");
         unprivileged.args(["--user", "--map-user=1000"]).arg(tool()?).arg(command);
         let output = unprivileged.output().context("run mooring")?;

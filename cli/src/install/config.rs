@@ -82,6 +82,16 @@ impl Config {
         self.document.contains_key("imports")
     }
 
+    /// What it says at a place, key by key.
+    pub fn item(&self, path: &[&str]) -> Option<&Item> {
+        let (first, rest) = path.split_first()?;
+        let mut item = self.document.get(first)?;
+        for key in rest {
+            item = item.get(key)?;
+        }
+        Some(item)
+    }
+
     fn unusable(&self, item: Option<&Item>, reason: impl Into<String>) -> Unusable {
         let text = self.document.raw();
         let at = item.and_then(Item::span).map(|span| position(text, span.start));

@@ -3,7 +3,7 @@
 //! Everything is looked at and planned before anything is changed: what cannot be understood ends it there. The record of
 //! what is made is written first, so that an installation that was cut short can be taken back as well.
 
-mod config;
+pub mod config;
 mod manifest;
 mod remove;
 mod restart;

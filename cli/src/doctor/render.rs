@@ -1,0 +1,150 @@
+//! How findings are shown.
+
+use std::{io::Write, time::Duration};
+
+use anyhow::Result;
+use comfy_table::Table;
+use serde::Serialize;
+
+use super::finding::{Finding, Sure};
+use crate::{args::Output, span};
+
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub findings: Vec<Finding>,
+    /// What was left out, and why.
+    pub not_looked_at: Vec<String>,
+}
+
+impl Report {
+    pub fn write(&self, form: Output, colours: bool, out: &mut dyn Write) -> Result<()> {
+        match form {
+            Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(self)?)?,
+            Output::Table => writeln!(out, "{}", self.table(colours))?,
+        }
+        Ok(())
+    }
+
+    fn table(&self, colours: bool) -> String {
+        let mut lines = Vec::new();
+        if self.findings.is_empty() {
+            lines.push("nothing is left on this node".to_owned());
+        } else {
+            lines.push(coloured(&table(&self.findings), colours));
+            lines.push(count(&self.findings));
+        }
+        lines.extend(self.not_looked_at.iter().map(|what| format!("not looked at: {what}")));
+        lines.join("\n")
+    }
+}
+
+fn table(findings: &[Finding]) -> String {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["SURE", "KIND", "SINCE", "WHOSE", "WHAT, WHY, AND WHAT FREES IT"]);
+    for one in findings {
+        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        let since = one.since.map(|length: Duration| span::rough(length));
+        let mut lines = vec![one.what.clone(), format!("  {}", one.why)];
+        lines.extend(one.frees.iter().map(|command| format!("  $ {command}")));
+        table.add_row([
+            one.sure.as_str().to_owned(),
+            one.kind.to_owned(),
+            or_dash(since),
+            or_dash(one.whose.clone()),
+            lines.join("\n"),
+        ]);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt()
+}
+
+fn count(findings: &[Finding]) -> String {
+    let mut parts = Vec::new();
+    for sure in [Sure::Certain, Sure::Likely, Sure::Unsure] {
+        let count = findings.iter().filter(|one| one.sure == sure).count();
+        if count > 0 {
+            parts.push(format!("{count} {}", sure.as_str()));
+        }
+    }
+    format!("{} found: {}", findings.len(), parts.join(", "))
+}
+
+/// The first word of a line in its colour: widths were counted without.
+fn coloured(table: &str, colours: bool) -> String {
+    if !colours {
+        return table.to_owned();
+    }
+    let lines = table.lines().map(|line| {
+        for (sure, colour) in [(Sure::Certain, 31), (Sure::Likely, 33), (Sure::Unsure, 36)] {
+            if let Some(rest) =
+                line.strip_prefix(sure.as_str()).filter(|rest| rest.starts_with(' '))
+            {
+                return format!("\x1b[{colour}m{}\x1b[0m{rest}", sure.as_str());
+            }
+        }
+        line.to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let netns = Finding {
+            since: Some(Duration::from_mins(10)),
+            ..Finding::new("netns", "/run/netns/mooring-ns--web")
+        };
+        Report {
+            findings: vec![
+                netns
+                    .of("ns/web")
+                    .because(Sure::Certain, "its shim is gone, and nobody works on it")
+                    .freed_by("mooring gc --yes"),
+                Finding::new("cni", "/x").because(Sure::Unsure, "no JSON"),
+            ],
+            not_looked_at: vec!["containerd: no such file".into()],
+        }
+    }
+
+    #[test]
+    fn the_table_is_as_it_was() {
+        let wanted = "\
+SURE    KIND   SINCE  WHOSE   WHAT, WHY, AND WHAT FREES IT
+sure    netns  10m    ns/web  /run/netns/mooring-ns--web
+                                its shim is gone, and nobody works on it
+                                $ mooring gc --yes
+unsure  cni    -      -       /x
+                                no JSON
+2 found: 1 sure, 1 unsure
+not looked at: containerd: no such file";
+        assert_eq!(report().table(false), wanted);
+        let clean = Report { findings: Vec::new(), not_looked_at: Vec::new() };
+        assert_eq!(clean.table(true), "nothing is left on this node");
+    }
+
+    #[test]
+    fn a_terminal_gets_colours_and_the_same_text() {
+        let text = report().table(true);
+        assert!(text.contains("\x1b[31msure\x1b[0m    netns"), "{text}");
+        let plain = text.replace("\x1b[31m", "").replace("\x1b[36m", "").replace("\x1b[0m", "");
+        assert_eq!(plain, report().table(false));
+    }
+
+    #[test]
+    fn json_has_every_field_whole() {
+        let value = serde_json::to_value(report()).unwrap();
+        let wanted = serde_json::json!({
+            "kind": "netns", "what": "/run/netns/mooring-ns--web", "since_seconds": 600,
+            "whose": "ns/web", "sure": "sure", "why": "its shim is gone, and nobody works on it",
+            "frees": "mooring gc --yes",
+        });
+        assert_eq!(value["findings"][0], wanted);
+        assert_eq!(value["findings"][1]["frees"], serde_json::Value::Null);
+        assert_eq!(value["not_looked_at"][0], "containerd: no such file");
+    }
+}

@@ -1,0 +1,315 @@
+//! `mooring doctor` on a node with leftovers of every kind, Mooring's and others', beside pods that live.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use mooring_e2e::faults::{lives, nobody_works_for, until};
+use mooring_e2e::life::{Kind, Life};
+use mooring_e2e::node::{IMAGE, Node, Settings};
+use mooring_e2e::plugins::Plugins;
+use mooring_e2e::suite;
+use mooring_e2e::suite::{Case, Handler};
+use mooring_e2e::tool::{abandon, run, text, tool};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+const POD: &str = "00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff";
+
+/// What it finds: the status, the findings, and the whole text.
+fn examine(node: &Node, more: &[&str]) -> Result<(Option<i32>, Vec<Value>, String)> {
+    let config = node.folder().join("config.toml");
+    let config = config.to_str().context("a path that is no text")?;
+    let arguments = [&["doctor", "-o", "json", "--containerd-config", config], more].concat();
+    let output = run(&arguments)?;
+    let report: Value = serde_json::from_slice(&output.stdout).with_context(|| text(&output))?;
+    let findings = report["findings"].as_array().context("no findings")?.clone();
+    Ok((output.status.code(), findings, text(&output)))
+}
+
+fn is_clean(node: &Node) -> Result<()> {
+    let (status, findings, said) = examine(node, &[])?;
+    ensure!(status == Some(0) && findings.is_empty(), "{said}");
+    Ok(())
+}
+
+fn kinds(findings: &[Value]) -> BTreeSet<&str> {
+    findings.iter().filter_map(|one| one["kind"].as_str()).collect()
+}
+
+/// Runs what it says frees each thing, once.
+fn obey(node: &Node, findings: &[Value]) -> Result<()> {
+    let mut done = BTreeSet::new();
+    let beside = tool()?.parent().context("no folder")?.display().to_string();
+    for command in findings.iter().filter_map(|one| one["frees"].as_str()) {
+        if done.insert(command) {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", command]).env("PATH", format!("{beside}:{}", node.path()));
+            // One may free what another would have.
+            shell.output().with_context(|| command.to_owned())?;
+        }
+    }
+    Ok(())
+}
+
+/// Two pods of others, with all that they have: containerd's own, and a runtime's that knows no containerd.
+struct Foreign {
+    pod: Life,
+    stranger: Child,
+}
+
+impl Foreign {
+    async fn begin(case: &Case) -> Result<Self> {
+        let mut pod = Life::new(&Case { handler: Handler::Runc, ..case.clone() }, Kind::Cri);
+        pod.run().await?;
+        pod.container().await?;
+        make_netns("stranger")?;
+        sh("ip link add vethab01cd23 type veth peer name eth0 netns stranger")?;
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", "stranger", "sleep", "1000"]);
+        let stranger = command.spawn().context("run the stranger's process")?;
+        let inside = || {
+            let own = fs::read_link("/proc/self/ns/net").ok();
+            let other = fs::read_link(format!("/proc/{}/ns/net", stranger.id())).ok();
+            other.is_some() && own != other
+        };
+        until(Duration::from_secs(10), "the stranger does not enter", inside).await?;
+        fs::create_dir_all("/var/lib/cni/networks/others")?;
+        fs::write("/var/lib/cni/networks/others/10.77.0.2", "stranger\r\neth0")?;
+        fs::create_dir_all("/var/lib/cni/results")?;
+        let list = r#"{"cniVersion":"1.0.0","name":"others","plugins":[{"type":"x"}]}"#;
+        write_result("others-stranger-eth0", "others", "stranger", "/run/netns/stranger", list)?;
+        Ok(Self { pod, stranger })
+    }
+
+    async fn end(mut self) -> Result<()> {
+        ensure!(self.pod.pod().context("no pod")?.is_ready().await?, "the peer's pod is not ready");
+        ensure!(self.stranger.try_wait()?.is_none(), "the stranger has ended");
+        self.stranger.kill()?;
+        self.stranger.wait()?;
+        sh("ip netns delete stranger")?;
+        fs::remove_file("/var/lib/cni/networks/others/10.77.0.2")?;
+        fs::remove_dir("/var/lib/cni/networks/others")?;
+        fs::remove_file("/var/lib/cni/results/others-stranger-eth0")?;
+        self.pod.end().await
+    }
+}
+
+fn sh(command: &str) -> Result<()> {
+    let output = Command::new("sh").args(["-c", command]).output()?;
+    ensure!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// As `ip netns add` does, which would mount the folder on itself, too.
+fn make_netns(name: &str) -> Result<()> {
+    let file = format!("/run/netns/{name}");
+    sh(&format!("mkdir -p /run/netns && touch {file} && unshare --net={file} true"))
+}
+
+/// A result as libcni keeps it.
+fn write_result(file: &str, network: &str, id: &str, netns: &str, list: &str) -> Result<()> {
+    let output =
+        Command::new("sh").args(["-c", &format!("printf %s '{list}' | base64 -w0")]).output()?;
+    let config = String::from_utf8(output.stdout)?;
+    let text = serde_json::json!({
+        "kind": "cniCacheV1", "containerId": id, "config": config, "ifName": "eth0",
+        "networkName": network, "netns": netns,
+    });
+    fs::write(Path::new("/var/lib/cni/results").join(file), text.to_string())?;
+    Ok(())
+}
+
+/// containerd forgets what it has not written down elsewhere: the bundles of an id.
+fn remove_bundles(node: &Node, id: &str) -> Result<()> {
+    for plugin in ["io.containerd.runtime.v2.task", "io.containerd.sandbox.controller.v1.shim"] {
+        let all = node.folder().join("state").join(plugin).join("default");
+        for bundle in fs::read_dir(all).into_iter().flatten().flatten() {
+            if bundle.file_name().to_string_lossy().starts_with(id) {
+                let _ = umount2(&bundle.path().join("rootfs"), MntFlags::MNT_DETACH);
+                fs::remove_dir_all(bundle.path())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn everything_that_a_killed_shim_left_is_found_and_nothing_of_others(
+    case: Case,
+) -> Result<()> {
+    let _plugins = Plugins::install(&case.node, "doctor", "")?;
+    let foreign = Foreign::begin(&case).await?;
+    let mut living = Life::new(&case, Kind::OwnNetwork);
+    living.run().await?;
+    living.container().await?;
+    let mut left = Life::new(&case, Kind::ImageVolume);
+    left.run().await?;
+    left.container().await?;
+    is_clean(&case.node).context("while all live")?;
+
+    case.node.end(Signal::SIGKILL).await?;
+    let (_, findings, said) = examine(&case.node, &[])?;
+    ensure!(findings.is_empty() && said.contains("containerd: "), "without containerd: {said}");
+    abandon(&left).await?;
+    let (status, findings, said) = examine(&case.node, &[])?;
+    ensure!(status == Some(1), "{said}");
+    let whose = |one: &Value| one["whose"].as_str().is_some_and(|whose| whose.contains(left.id()));
+    ensure!(findings.iter().all(whose), "something of others: {said}");
+    let wanted = [
+        "bundle",
+        "cgroup",
+        "cni result",
+        "container",
+        "files",
+        "image volume",
+        "journal",
+        "netns",
+        "reservation",
+        "shm",
+        "socket",
+        "veth",
+    ];
+    ensure!(kinds(&findings) == BTreeSet::from(wanted), "{:?}: {said}", kinds(&findings));
+    let ours = findings.iter().filter(|one| one["kind"] != "bundle");
+    for one in ours {
+        ensure!(one["sure"] == "sure" && one["frees"] == "mooring gc --yes", "{one}");
+    }
+    let (_, quick, said) = examine(&case.node, &["--quick"])?;
+    ensure!(kinds(&quick).contains("netns") && !kinds(&quick).contains("cgroup"), "{said}");
+
+    // containerd comes back and knows of no shim, so that nobody cleans up but whoever is told to.
+    remove_bundles(&case.node, left.id())?;
+    case.node.start().await?;
+    let (_, findings, said) = examine(&case.node, &[])?;
+    ensure!(findings.iter().all(whose), "something of others: {said}");
+    let kinds_now = kinds(&findings);
+    ensure!(kinds_now.contains("lease") && kinds_now.contains("snapshot"), "{said}");
+    ensure!(findings.iter().all(|one| one["frees"] == "mooring gc --yes"), "{said}");
+    obey(&case.node, &findings)?;
+    is_clean(&case.node).context("after gc")?;
+    left.end().await?;
+    living.stop().await?;
+    living.end().await?;
+    foreign.end().await?;
+    is_clean(&case.node).context("at the end")
+}
+
+/// A task that its shim does not serve any more, and what of it is still there.
+async fn orphan(case: &Case) -> Result<u32> {
+    let (node, id) = (&case.node, "orphan");
+    let runtime = Handler::Runc.runtime();
+    node.ctr(&["run", "-d", "--null-io", "--runtime", runtime, IMAGE, id, "/bin/sleep", "1000"])
+        .await?;
+    let pids = node.ctr(&["tasks", "ps", id]).await?;
+    let pid: u32 = pids
+        .lines()
+        .nth(1)
+        .and_then(|line| line.split_whitespace().next())
+        .context("no pid")?
+        .parse()?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let shim = status.lines().find_map(|line| line.strip_prefix("PPid:")).context("no parent")?;
+    node.end(Signal::SIGKILL).await?;
+    kill(Pid::from_raw(shim.trim().parse()?), Signal::SIGKILL)?;
+    remove_bundles(node, id)?;
+    node.start().await?;
+    Ok(pid)
+}
+
+/// What others leave, each as it is left: by a plugin, a client or a containerd that was killed, or a lost journal.
+async fn plant(node: &Node) -> Result<()> {
+    make_netns("cni-1234")?;
+    sh("ip link add mooring-e2e0 type bridge 2>/dev/null; \
+        ip link add veth01020304 master mooring-e2e0 type veth peer name eth0 netns cni-1234")?;
+    fs::write("/run/netns/cni-empty", "")?;
+    let list = r#"{"cniVersion":"1.0.0","name":"gone","plugins":[{"type":"x"}]}"#;
+    write_result("gone-gone-eth0", "gone", "gone", "/run/netns/cni-no-more", list)?;
+    fs::create_dir_all("/var/lib/cni/networks/gone")?;
+    fs::write("/var/lib/cni/networks/gone/10.66.0.2", "gone\r\neth0")?;
+    sh("mkdir -p /run/mooring/default/gone/shm /run/mooring/default/gone/images/x && \
+        mount -t tmpfs shm /run/mooring/default/gone/shm && \
+        mount -t tmpfs volume /run/mooring/default/gone/images/x")?;
+    let state = node.folder().join("state");
+    fs::create_dir_all(state.join("io.containerd.grpc.v1.cri/sandboxes").join(POD))?;
+    fs::create_dir_all(state.join("io.containerd.runtime.v2.task/default/.gone/rootfs"))?;
+    for hierarchy in hierarchies() {
+        fs::create_dir_all(hierarchy.join("default/gone"))?;
+    }
+    sh("mkdir -p /run/containerd/fifo/77 && mkfifo /run/containerd/fifo/77/gone-stdout")?;
+    drop(UnixListener::bind("/run/containerd/s/dead")?);
+    node.ctr(&["-n", "k8s.io", "leases", "create", "--id", POD, "--expires", "0"]).await?;
+    node.ctr(&["snapshots", "prepare", "mooring-gone-0123"]).await?;
+    Ok(())
+}
+
+fn hierarchies() -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = table.lines().filter(|line| line.contains(" - cgroup"));
+    mounts.filter_map(|line| Some(line.split(' ').nth(4)?.into())).collect()
+}
+
+async fn what_others_left_is_found_and_freed_by_the_commands_that_are_told(
+    case: Case,
+) -> Result<()> {
+    let node = &case.node;
+    let foreign = Foreign::begin(&case).await?;
+    let pid = orphan(&case).await?;
+    plant(node).await?;
+    // A shim that containerd has forgotten.
+    let mut forgotten = Life::new(&case, Kind::OwnNetwork);
+    forgotten.run().await?;
+    forgotten.client().forget().await?;
+
+    let (status, findings, said) = examine(node, &[])?;
+    ensure!(status == Some(1), "{said}");
+    let wanted = [
+        "bundle",
+        "cgroup",
+        "cni result",
+        "container",
+        "fifo",
+        "files",
+        "image volume",
+        "lease",
+        "netns",
+        "reservation",
+        "shim",
+        "shm",
+        "snapshot",
+        "socket",
+        "veth",
+    ];
+    ensure!(kinds(&findings) == BTreeSet::from(wanted), "{:?}: {said}", kinds(&findings));
+    let pod = foreign.pod.id();
+    for (others, word) in
+        [("the peer's", pod), ("the stranger's", "stranger"), ("a port", "vethab01cd23")]
+    {
+        ensure!(!said.contains(word), "{others} is there: {said}");
+    }
+    let runs_on = findings.iter().find(|one| one["kind"] == "container").context("no container")?;
+    ensure!(runs_on["sure"] == "sure" && runs_on["whose"] == "default/orphan", "{runs_on}");
+    ensure!(findings.iter().all(|one| one["frees"].is_string()), "{said}");
+    ensure!(lives(pid) && Path::new("/run/netns/cni-1234").exists(), "it only looks");
+
+    obey(node, &findings)?;
+    nobody_works_for(forgotten.id(), Duration::from_secs(20)).await?;
+    let (_, again, said) = examine(node, &[])?;
+    obey(node, &again)?;
+    is_clean(node).with_context(|| format!("before: {said}"))?;
+    ensure!(!lives(pid), "the container runs on");
+    node.ctr(&["containers", "rm", "orphan"]).await?;
+    forgotten.end().await?;
+    foreign.end().await?;
+    is_clean(node)
+}
+
+suite!(Settings::default();
+    both: ;
+    mooring: everything_that_a_killed_shim_left_is_found_and_nothing_of_others,
+        what_others_left_is_found_and_freed_by_the_commands_that_are_told);
