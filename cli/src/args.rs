@@ -51,7 +51,7 @@ is yours to run. \"sure\": nobody can need it; \"likely\": nobody known does; \"
 
 Exit status:
   0  nothing was found
-  1  something was
+  1  something was, or the set-up has a problem
   2  could not look
 
 Examples:
@@ -104,7 +104,7 @@ pub enum Command {
     /// Takes sandboxes down by hand, step by step.
     #[command(after_help = STOP_EXAMPLES)]
     Stop(StopArgs),
-    /// Looks for what belongs to no living sandbox, whoever left it, and says which command frees it.
+    /// Looks for what belongs to no living sandbox, whoever left it, says which command frees it, and looks at the set-up.
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(DoctorArgs),
     /// Shows what shims have left that are gone, and frees it.

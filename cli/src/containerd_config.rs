@@ -63,6 +63,11 @@ impl ContainerdConfig {
         self.files.iter().rev().find_map(|file| file.item(path))
     }
 
+    /// What each file says, for what is merged key by key.
+    pub fn items(&self, path: &[&str]) -> Vec<&Item> {
+        self.files.iter().filter_map(|file| file.item(path)).collect()
+    }
+
     pub fn text(&self, path: &[&str]) -> Option<String> {
         self.item(path)?.as_str().map(str::to_owned)
     }

@@ -10,10 +10,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use mooring_e2e::faults::{lives, nobody_works_for, until};
 use mooring_e2e::life::{Kind, Life};
-use mooring_e2e::node::{IMAGE, Node, Settings};
+use mooring_e2e::node::{Configuration, IMAGE, Node, Settings, version};
 use mooring_e2e::plugins::Plugins;
 use mooring_e2e::suite;
 use mooring_e2e::suite::{Case, Handler};
+use mooring_e2e::systemd;
 use mooring_e2e::tool::{abandon, run, text, tool};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
@@ -22,15 +23,15 @@ use serde_json::Value;
 
 const POD: &str = "00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff";
 
-/// What it finds: the status, the findings, and the whole text.
-fn examine(node: &Node, more: &[&str]) -> Result<(Option<i32>, Vec<Value>, String)> {
+/// What it finds: the status, the findings, and the whole report.
+fn examine(node: &Node, more: &[&str]) -> Result<(Option<i32>, Vec<Value>, Value)> {
     let config = node.folder().join("config.toml");
     let config = config.to_str().context("a path that is no text")?;
     let arguments = [&["doctor", "-o", "json", "--containerd-config", config], more].concat();
     let output = run(&arguments)?;
     let report: Value = serde_json::from_slice(&output.stdout).with_context(|| text(&output))?;
     let findings = report["findings"].as_array().context("no findings")?.clone();
-    Ok((output.status.code(), findings, text(&output)))
+    Ok((output.status.code(), findings, report))
 }
 
 fn is_clean(node: &Node) -> Result<()> {
@@ -155,7 +156,10 @@ async fn everything_that_a_killed_shim_left_is_found_and_nothing_of_others(
 
     case.node.end(Signal::SIGKILL).await?;
     let (_, findings, said) = examine(&case.node, &[])?;
-    ensure!(findings.is_empty() && said.contains("containerd: "), "without containerd: {said}");
+    ensure!(
+        findings.is_empty() && said["not_looked_at"].to_string().contains("containerd: "),
+        "without containerd: {said}"
+    );
     abandon(&left).await?;
     let (status, findings, said) = examine(&case.node, &[])?;
     ensure!(status == Some(1), "{said}");
@@ -290,7 +294,7 @@ async fn what_others_left_is_found_and_freed_by_the_commands_that_are_told(
     for (others, word) in
         [("the peer's", pod), ("the stranger's", "stranger"), ("a port", "vethab01cd23")]
     {
-        ensure!(!said.contains(word), "{others} is there: {said}");
+        ensure!(!said["findings"].to_string().contains(word), "{others} is there: {said}");
     }
     let runs_on = findings.iter().find(|one| one["kind"] == "container").context("no container")?;
     ensure!(runs_on["sure"] == "sure" && runs_on["whose"] == "default/orphan", "{runs_on}");
@@ -309,7 +313,59 @@ async fn what_others_left_is_found_and_freed_by_the_commands_that_are_told(
     is_clean(node)
 }
 
+/// What it says of a part of the set-up: levels and words.
+fn setup(report: &Value, part: &str) -> Result<Vec<(String, String)>> {
+    let all = report["setup"].as_array().context("no set-up")?;
+    let word = |one: &Value, key: &str| one[key].as_str().unwrap_or_default().to_owned();
+    let of_part = all.iter().filter(|one| one["part"] == part);
+    Ok(of_part.map(|one| (word(one, "level"), word(one, "what"))).collect())
+}
+
+async fn a_node_that_is_set_up_wrongly_is_told_what_to_change(case: Case) -> Result<()> {
+    let node = &case.node;
+    let (status, _, said) = examine(node, &[])?;
+    ensure!(status == Some(0), "{said}");
+    for part in ["containerd", "handler", "oci runtime", "cni", "kernel"] {
+        let all = setup(&said, part)?;
+        ensure!(all.iter().any(|(level, _)| level == "good"), "{part}: {said}");
+    }
+    let (major, minor) = version()?;
+    let own = format!("{major}.{minor}.");
+    let words = setup(&said, "containerd")?;
+    ensure!(words.iter().any(|(level, what)| level == "good" && what.contains(&own)), "{said}");
+    let limit = |(level, what): &(String, String)| level == "note" && what.starts_with("limit of");
+    ensure!(words.iter().any(limit), "{said}");
+
+    let _changed = Configuration::change(|text| {
+        let lines = text.lines().filter(|line| !line.starts_with("BinaryName"));
+        let rest: Vec<&str> = lines.collect();
+        format!("BinaryName = '/no/such/runc'\n{}\n", rest.join("\n"))
+    })?;
+    let driver = if systemd::is_first() { "cgroupfs" } else { "systemd" };
+    fs::create_dir_all("/var/lib/kubelet")?;
+    let kubelets = format!("kind: KubeletConfiguration\ncgroupDriver: {driver}\n");
+    fs::write("/var/lib/kubelet/config.yaml", kubelets)?;
+    let examined = examine(node, &["--quick"]);
+    fs::remove_file("/var/lib/kubelet/config.yaml")?;
+    let (status, findings, said) = examined?;
+    ensure!(status == Some(1) && findings.is_empty(), "{said}");
+    for (part, word) in [("oci runtime", "/no/such/runc"), ("cgroups", driver)] {
+        let all = setup(&said, part)?;
+        let found = all.iter().any(|(level, what)| level == "problem" && what.contains(word));
+        ensure!(found, "{part}: {said}");
+    }
+    let config = node.folder().join("broken.toml");
+    fs::write(&config, "version = 3\nstate =\n")?;
+    let path = config.to_str().context("a path that is no text")?;
+    let broken = run(&["doctor", "--quick", "--containerd-config", path])?;
+    fs::remove_file(&config)?;
+    ensure!(broken.status.code() == Some(2), "{}", text(&broken));
+    ensure!(text(&broken).contains("broken.toml, line 2"), "{}", text(&broken));
+    Ok(())
+}
+
 suite!(Settings::default();
     both: ;
     mooring: everything_that_a_killed_shim_left_is_found_and_nothing_of_others,
-        what_others_left_is_found_and_freed_by_the_commands_that_are_told);
+        what_others_left_is_found_and_freed_by_the_commands_that_are_told,
+        a_node_that_is_set_up_wrongly_is_told_what_to_change);

@@ -1,4 +1,5 @@
-//! `mooring doctor`: what belongs to no living sandbox, whoever left it. Nothing is changed.
+//! `mooring doctor`: what belongs to no living sandbox, whoever left it, and whether the node is set up as it should be.
+//! Nothing is changed.
 //!
 //! One look for each kind of thing (`looks/`) judges what was read once (`world/`) and gives findings, which are data;
 //! how they are shown is apart (`render.rs`).
@@ -7,6 +8,7 @@ mod finding;
 mod looks;
 mod places;
 mod render;
+mod setup;
 mod world;
 
 use std::{
@@ -47,14 +49,15 @@ pub fn run(args: &DoctorArgs, out: &mut dyn Write) -> Result<Exit> {
         let again = examine(&world);
         findings = confirmed(&findings, again);
     }
-    let report = Report { findings, not_looked_at: not_looked_at(&world) };
+    let setup = setup::remarks(&world, &config);
+    let report = Report { findings, setup, not_looked_at: not_looked_at(&world) };
     let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     report.write(args.output, colours, out)?;
     if !world.places.complaints.is_empty() {
         let complaints = world.places.complaints.join("; ");
         return Err(CouldNot(format!("{complaints}; looked in the usual places alone")).into());
     }
-    Ok(if report.findings.is_empty() { Exit::Clean } else { Exit::Findings })
+    Ok(if report.is_clean() { Exit::Clean } else { Exit::Findings })
 }
 
 fn examine(world: &World) -> Vec<Finding> {

@@ -6,17 +6,27 @@ use anyhow::Result;
 use comfy_table::Table;
 use serde::Serialize;
 
-use super::finding::{Finding, Sure};
+use super::{
+    finding::{Finding, Sure},
+    setup::{Level, Remark},
+};
 use crate::{args::Output, span};
 
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub findings: Vec<Finding>,
+    pub setup: Vec<Remark>,
     /// What was left out, and why.
     pub not_looked_at: Vec<String>,
 }
 
 impl Report {
+    /// Whether nothing has to be seen to.
+    pub fn is_clean(&self) -> bool {
+        let problem = |one: &Remark| one.level == Level::Problem;
+        self.findings.is_empty() && !self.setup.iter().any(problem)
+    }
+
     pub fn write(&self, form: Output, colours: bool, out: &mut dyn Write) -> Result<()> {
         match form {
             Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(self)?)?,
@@ -32,6 +42,9 @@ impl Report {
         } else {
             lines.push(coloured(&table(&self.findings), colours));
             lines.push(count(&self.findings));
+        }
+        if !self.setup.is_empty() {
+            lines.push(coloured(&format!("\n{}", setup(&self.setup)), colours));
         }
         lines.extend(self.not_looked_at.iter().map(|what| format!("not looked at: {what}")));
         lines.join("\n")
@@ -61,6 +74,21 @@ fn table(findings: &[Finding]) -> String {
     table.trim_fmt()
 }
 
+fn setup(remarks: &[Remark]) -> String {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["SET-UP", "PART", "WHAT, AND WHAT TO DO"]);
+    for one in remarks {
+        let mut lines = vec![one.what.clone()];
+        lines.extend(one.remedy.iter().map(|remedy| format!("  -> {remedy}")));
+        table.add_row([one.level.as_str().to_owned(), one.part.to_owned(), lines.join("\n")]);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt()
+}
+
 fn count(findings: &[Finding]) -> String {
     let mut parts = Vec::new();
     for sure in [Sure::Certain, Sure::Likely, Sure::Unsure] {
@@ -72,17 +100,19 @@ fn count(findings: &[Finding]) -> String {
     format!("{} found: {}", findings.len(), parts.join(", "))
 }
 
+/// Red, yellow, cyan, green.
+const COLOURS: [(&str, u32); 6] =
+    [("sure", 31), ("likely", 33), ("unsure", 36), ("problem", 31), ("note", 36), ("good", 32)];
+
 /// The first word of a line in its colour: widths were counted without.
 fn coloured(table: &str, colours: bool) -> String {
     if !colours {
         return table.to_owned();
     }
     let lines = table.lines().map(|line| {
-        for (sure, colour) in [(Sure::Certain, 31), (Sure::Likely, 33), (Sure::Unsure, 36)] {
-            if let Some(rest) =
-                line.strip_prefix(sure.as_str()).filter(|rest| rest.starts_with(' '))
-            {
-                return format!("\x1b[{colour}m{}\x1b[0m{rest}", sure.as_str());
+        for (word, colour) in COLOURS {
+            if let Some(rest) = line.strip_prefix(word).filter(|rest| rest.starts_with(' ')) {
+                return format!("\x1b[{colour}m{word}\x1b[0m{rest}");
             }
         }
         line.to_owned()
@@ -107,6 +137,12 @@ mod tests {
                     .freed_by("mooring gc --yes"),
                 Finding::new("cni", "/x").because(Sure::Unsure, "no JSON"),
             ],
+            setup: vec![Remark {
+                part: "cni",
+                level: Level::Problem,
+                what: "no plugin bridge".into(),
+                remedy: Some("put it into /opt/cni/bin".into()),
+            }],
             not_looked_at: vec!["containerd: no such file".into()],
         }
     }
@@ -121,10 +157,17 @@ sure    netns  10m    ns/web  /run/netns/mooring-ns--web
 unsure  cni    -      -       /x
                                 no JSON
 2 found: 1 sure, 1 unsure
+
+SET-UP   PART  WHAT, AND WHAT TO DO
+problem  cni   no plugin bridge
+                 -> put it into /opt/cni/bin
 not looked at: containerd: no such file";
         assert_eq!(report().table(false), wanted);
-        let clean = Report { findings: Vec::new(), not_looked_at: Vec::new() };
+        let clean = Report { findings: Vec::new(), setup: Vec::new(), not_looked_at: Vec::new() };
         assert_eq!(clean.table(true), "nothing is left on this node");
+        assert!(clean.is_clean());
+        let wrong = Report { findings: Vec::new(), ..report() };
+        assert!(!wrong.is_clean(), "a problem of the set-up is one");
     }
 
     #[test]
@@ -144,6 +187,7 @@ not looked at: containerd: no such file";
             "frees": "mooring gc --yes",
         });
         assert_eq!(value["findings"][0], wanted);
+        assert_eq!(value["setup"][0]["level"], "problem");
         assert_eq!(value["findings"][1]["frees"], serde_json::Value::Null);
         assert_eq!(value["not_looked_at"][0], "containerd: no such file");
     }

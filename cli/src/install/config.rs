@@ -14,7 +14,7 @@ use toml_edit::{Array, Document, DocumentMut, Item, TableLike, Value};
 /// The handler's name, which a `RuntimeClass` names.
 pub const HANDLER: &str = "mooring";
 const RUNTIME_TYPE: &str = "io.containerd.mooring.v1";
-const SANDBOXER: &str = "shim";
+pub const SANDBOXER: &str = "shim";
 /// The name of the handler's file.
 pub const FILE: &str = "mooring.toml";
 /// Where it goes, and how it is imported, where no import leads to a place for it: a pattern, so that a file that somebody
@@ -147,13 +147,7 @@ impl Config {
 
     /// The name under which CRI is disabled in it.
     pub fn disabled_cri(&self) -> Option<String> {
-        let all = self.document.get("disabled_plugins")?.as_array()?;
-        let cri = |name: &&str| {
-            *name == "cri"
-                || name.starts_with("io.containerd.cri.")
-                || *name == "io.containerd.grpc.v1.cri"
-        };
-        all.iter().filter_map(Value::as_str).find(cri).map(str::to_owned)
+        disabled_cri(self.document.get("disabled_plugins"))
     }
 
     /// Where the handler's file goes: into the folder of the first import that finds it there, else beside the
@@ -215,6 +209,17 @@ impl Config {
         }
         Ok(text)
     }
+}
+
+/// The name of CRI in a list of plugins that are disabled.
+pub fn disabled_cri(plugins: Option<&Item>) -> Option<String> {
+    let all = plugins?.as_array()?;
+    let cri = |name: &&str| {
+        *name == "cri"
+            || name.starts_with("io.containerd.cri.")
+            || *name == "io.containerd.grpc.v1.cri"
+    };
+    all.iter().filter_map(Value::as_str).find(cri).map(str::to_owned)
 }
 
 /// What an item says, without how it is written.

@@ -115,6 +115,25 @@ impl World {
         Ok(world)
     }
 
+    /// A node with nothing.
+    #[cfg(test)]
+    pub fn empty() -> Self {
+        Self {
+            now: SystemTime::UNIX_EPOCH,
+            places: Places::default(),
+            quick: true,
+            found: Vec::new(),
+            bundles: Vec::new(),
+            processes: BTreeMap::new(),
+            states: Vec::new(),
+            mounts: Vec::new(),
+            attachments: (Vec::new(), Vec::new()),
+            containerd: Asked::Not("not asked: a test".to_owned()),
+            claims: BTreeMap::new(),
+            open: OnceCell::new(),
+        }
+    }
+
     fn claimed(&self) -> BTreeMap<String, BTreeMap<String, Owner>> {
         let mut claims: BTreeMap<String, BTreeMap<String, Owner>> = BTreeMap::new();
         let mut claim = |namespace: &str, id: &str, owner: Owner| {

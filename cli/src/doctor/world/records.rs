@@ -15,6 +15,7 @@ use containerd_client::services::v1::{
     sandbox::{StoreListRequest, store_client::StoreClient},
     snapshots::{ListSnapshotsRequest, snapshots_client::SnapshotsClient},
     tasks_client::TasksClient,
+    version_client::VersionClient,
 };
 use serde_json::Value;
 use tonic::{Request, Status, metadata::AsciiMetadataValue, transport::Channel};
@@ -32,6 +33,7 @@ pub type Named = (String, String);
 
 #[derive(Debug, Default)]
 pub struct Records {
+    pub version: String,
     pub containers: BTreeSet<Named>,
     pub tasks: BTreeSet<Named>,
     pub sandboxes: BTreeSet<Named>,
@@ -72,7 +74,8 @@ pub fn ask(address: &Path) -> Result<Records, String> {
 }
 
 async fn read(channel: Channel) -> Result<Records, Status> {
-    let mut records = Records::default();
+    let version = VersionClient::new(channel.clone()).version(()).await?.into_inner().version;
+    let mut records = Records { version, ..Records::default() };
     let snapshotters = snapshotters(&channel).await?;
     let mut client = NamespacesClient::new(channel.clone());
     let list = client.list(ListNamespacesRequest::default()).await?.into_inner();

@@ -1,0 +1,20 @@
+//! The OCI runtimes that the node's handlers call.
+
+use std::collections::BTreeSet;
+
+use super::{Remark, Setup};
+
+const PART: &str = "oci runtime";
+
+pub fn remarks(setup: &Setup<'_>) -> Vec<Remark> {
+    let names: BTreeSet<_> = setup.options.iter().map(|one| &one.runtime.binary).collect();
+    let judged = names.into_iter().map(|name| {
+        if let Some(path) = setup.program(name) {
+            return Remark::good(PART, path.display().to_string());
+        }
+        let what = format!("{} is not there, or cannot be executed", name.display());
+        Remark::problem(PART, what)
+            .remedy("install it, or set BinaryName in /etc/mooring/config.toml")
+    });
+    judged.collect()
+}
