@@ -22,6 +22,7 @@ use mooring::{
         daemon_record::{self, DaemonRecord, RecordError},
         state_dir,
     },
+    telemetry::trace::Kind,
 };
 use thiserror::Error;
 use tokio::{
@@ -34,8 +35,10 @@ use crate::{
     launch::{Launch, READY},
     logging, memory,
     publisher::Publisher,
-    services::{self, Ending, Incoming},
-    socket, watchdog,
+    services::{self, Ending, Incoming, traced},
+    socket,
+    traces::Traces,
+    watchdog,
 };
 
 /// Threads for calls that sleep in the kernel: their stack, their number, how long they stay without work.
@@ -45,6 +48,8 @@ const BLOCKING_IDLE: Duration = Duration::from_secs(1);
 /// How long the last answer may take to leave and be taken, and how long the last events.
 const LAST_ANSWER: Duration = Duration::from_secs(2);
 const LAST_EVENTS: Duration = Duration::from_secs(2);
+/// How long the last spans may take, meanwhile.
+const LAST_SPANS: Duration = Duration::from_secs(1);
 /// How long it waits at its end for whoever has the lock of its state folder.
 const LAST_LOCK: Duration = Duration::from_secs(1);
 
@@ -164,6 +169,7 @@ async fn serve(
 ) -> Result<(), Error> {
     let reaper = Reaper::start().map_err(io("watch for ended children"))?;
     let publisher = Publisher::start(launch.ttrpc_address.clone(), &launch.namespace);
+    let traces = Traces::start(&launch.namespace, |warning| log::warn!("{warning}"));
     let ending = Arc::new(Ending::default());
     let socket = launch.socket.clone();
     let own_bundle = launch.bundle.clone();
@@ -174,8 +180,8 @@ async fn serve(
     let listener = tokio::net::UnixListener::from_std(listener).map_err(io("take the socket"))?;
     let back = publisher.clone();
     let incoming = Incoming::new(listener, ending.last_answer(), move || back.retry());
-    let mut server =
-        Server::new().add_listener(Listener::new(incoming)).register_service(services.register());
+    let all = traced(services.register(), traces.as_ref());
+    let mut server = Server::new().add_listener(Listener::new(incoming)).register_service(all);
     server.start().await?;
     heed_signals(&services, &ending).map_err(io("watch for signals"))?;
     tokio::spawn(memory::give_back());
@@ -187,7 +193,12 @@ async fn serve(
         // Whoever started this was killed, and containerd will not learn where to find it.
         return Err(io("tell that the shim is ready")(error));
     }
-    tokio::spawn(end_with_bundle(own_bundle, services.clone(), Arc::clone(&ending)));
+    let abandoned = Abandoned {
+        services: services.clone(),
+        ending: Arc::clone(&ending),
+        traces: traces.clone(),
+    };
+    tokio::spawn(abandoned.end_with_bundle(own_bundle));
 
     loop {
         ending.begun().await;
@@ -205,7 +216,12 @@ async fn serve(
         log::warn!("remove the shim's record: {error}");
     }
     ending.last_answer().sent(LAST_ANSWER).await;
-    let left = publisher.drain(LAST_EVENTS).await;
+    let spans = async {
+        if let Some(traces) = &traces {
+            traces.drain(LAST_SPANS).await;
+        }
+    };
+    let (left, ()) = tokio::join!(publisher.drain(LAST_EVENTS), spans);
     if left > 0 {
         log::error!("{left} events could not be sent");
     }
@@ -213,13 +229,26 @@ async fn serve(
     Ok(())
 }
 
-/// A shim whose bundle is gone has been given up by containerd, and nobody will ever shut it down: it takes down what
-/// it holds, and ends.
-async fn end_with_bundle(bundle: PathBuf, services: services::Services, ending: Arc<Ending>) {
-    bundle::removed(&bundle).await;
-    log::warn!("containerd has removed this shim's bundle: ending");
-    services::give_up(|| services.abandon()).await;
-    ending.begin();
+/// What a shim needs that may have to end by itself.
+struct Abandoned {
+    services: services::Services,
+    ending: Arc<Ending>,
+    traces: Option<Traces>,
+}
+
+impl Abandoned {
+    /// A shim whose bundle is gone has been given up by containerd, and nobody will ever shut it down: it takes down what
+    /// it holds, and ends.
+    async fn end_with_bundle(self, bundle: PathBuf) {
+        bundle::removed(&bundle).await;
+        log::warn!("containerd has removed this shim's bundle: ending");
+        let traces = self.traces.as_ref();
+        let open = traces.map(|all| all.tracer.entry("bundle removed", Kind::Internal, None));
+        let span = open.as_deref().cloned().unwrap_or_default();
+        span.within(services::give_up(|| self.services.abandon())).await;
+        drop(open);
+        self.ending.begin();
+    }
 }
 
 /// What is written down of this process for `delete`, which knows no more than the name of the sandbox and perhaps its

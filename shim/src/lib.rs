@@ -15,6 +15,7 @@ mod publisher;
 mod services;
 mod start;
 mod task;
+mod traces;
 mod watchdog;
 
 /// What the fuzz targets reach.

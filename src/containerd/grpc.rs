@@ -36,7 +36,7 @@ use super::{
     failure::{Failure, with_causes},
     image,
 };
-use crate::{id::Id, mounts::Mount, released::Released};
+use crate::{id::Id, mounts::Mount, released::Released, telemetry::trace::Span};
 
 /// Containers of Mooring: whatever the name that its runtime type or its program's path has.
 const OF_MOORING: &str = "runtime.name~=mooring";
@@ -100,6 +100,12 @@ impl Grpc {
     fn request<T>(&self, message: T) -> Result<Request<T>, Failure> {
         let mut request = Request::new(message);
         request.metadata_mut().insert("containerd-namespace", header(self.namespace.as_str())?);
+        if let Some(context) = Span::current().context() {
+            request.metadata_mut().insert("traceparent", header(&context.traceparent())?);
+            if let Some(state) = &context.state {
+                request.metadata_mut().insert("tracestate", header(state)?);
+            }
+        }
         Ok(request)
     }
 }

@@ -16,6 +16,7 @@ use super::{Error, complaint};
 use crate::{
     id::Id,
     process::{Failure, Group, Reaper, run},
+    telemetry::trace::{Open, Span},
 };
 
 /// What a container's process gets as its input and output; `None` is /dev/null.
@@ -77,7 +78,21 @@ impl Call<'_> {
     }
 
     /// Runs it, feeding it `input`.
-    pub(super) async fn run(mut self, reaper: &Reaper, input: &[u8]) -> Result<(), Error> {
+    pub(super) async fn run(self, reaper: &Reaper, input: &[u8]) -> Result<(), Error> {
+        let span = self.span();
+        let ran = self.fed(reaper, input).await;
+        ran.inspect_err(|error| span.fail(error))
+    }
+
+    /// The part of the work above that this call is.
+    fn span(&self) -> Open {
+        let span = Span::current().child("OCI runtime");
+        span.set("mooring.runtime.verb", self.verb);
+        span.set("container.id", self.id.as_str());
+        span
+    }
+
+    async fn fed(mut self, reaper: &Reaper, input: &[u8]) -> Result<(), Error> {
         let mark = self.log.map_or(0, complaint::mark);
         let deadline = Instant::now().checked_add(self.limit);
         match run(reaper, &mut self.command, input, deadline).await {
@@ -88,7 +103,13 @@ impl Call<'_> {
     }
 
     /// Runs it with the stdio that the container's process will keep.
-    pub(super) async fn run_with(mut self, reaper: &Reaper, stdio: Stdio) -> Result<(), Error> {
+    pub(super) async fn run_with(self, reaper: &Reaper, stdio: Stdio) -> Result<(), Error> {
+        let span = self.span();
+        let ran = self.with_stdio(reaper, stdio).await;
+        ran.inspect_err(|error| span.fail(error))
+    }
+
+    async fn with_stdio(mut self, reaper: &Reaper, stdio: Stdio) -> Result<(), Error> {
         let mark = self.log.map_or(0, complaint::mark);
         let program = self.command.get_program().to_string_lossy().into_owned();
         let spawned = {

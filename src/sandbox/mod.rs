@@ -10,6 +10,7 @@ pub mod daemon_record;
 mod door;
 mod error;
 pub mod inspect;
+mod milestones;
 #[cfg(test)]
 mod model;
 pub mod namespaces;

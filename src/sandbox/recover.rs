@@ -17,6 +17,7 @@ use tokio::{
 
 use super::{
     daemon_record::{self, DaemonRecord},
+    milestones::Milestones,
     shutdown::remove_run_dir,
 };
 use crate::{
@@ -30,7 +31,7 @@ use crate::{
     resources::{Action, Parties, Resource, WITHOUT_SHIM},
     sys::{boot, survivor::Survivors},
     teardown::{
-        Executor, Observer, Step, StepError, StepReport, StepWork, TeardownError,
+        Executor, StepError, StepWork, TeardownError,
         journal::{self, FolderLock, JournalError, Left, Store},
     },
 };
@@ -173,13 +174,6 @@ struct Begun {
     executor: Executor<Resource, Action>,
 }
 
-struct Silent;
-
-impl Observer for Silent {
-    fn begun(&self, _: Step) {}
-    fn ended(&self, _: StepReport) {}
-}
-
 impl Recovery {
     /// Takes over what a shim has left; nothing happens yet.
     pub fn take_over(self, remains: Remains) -> Takeover {
@@ -311,7 +305,11 @@ impl Takeover {
             shim: session,
             rebooted,
         };
-        begun.executor.run(Arc::new(steps), &Silent).await?;
+        let milestones = Milestones::begin(&about.id);
+        let taken_down = begun.executor.run(Arc::new(steps), &milestones);
+        let taken_down = milestones.span().within(taken_down).await;
+        milestones.end(&taken_down);
+        taken_down?;
         recovery.containerd.disconnect().await;
         let store = Arc::clone(&begun.store);
         spawn_blocking(move || {

@@ -8,9 +8,13 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Error, Pod, Sandbox, State, blocking, shutdown::remove_run_dir, teardown::ShimTeardown,
+    Error, Pod, Sandbox, State, blocking, milestones::Milestones, shutdown::remove_run_dir,
+    teardown::ShimTeardown,
 };
-use crate::teardown::TeardownError;
+use crate::{
+    teardown::TeardownError,
+    telemetry::trace::{Span, carried},
+};
 
 /// The step that waits for processes.
 const CONTAINERS: &str = "containers";
@@ -60,6 +64,7 @@ impl Sandbox {
         if let Some(run) = &*teardown
             && run.borrow().is_none()
         {
+            Span::current().event("joined the teardown under way");
             return Some(run.clone());
         }
         if matches!(*self.state(), State::Empty | State::Stopped { .. }) {
@@ -68,7 +73,7 @@ impl Sandbox {
         self.door.close();
         let (done, run) = watch::channel(None);
         let sandbox = Arc::clone(self);
-        tokio::spawn(async move {
+        tokio::spawn(carried(async move {
             // A start under way sees the closed door at its next step, and takes itself back.
             let _life = sandbox.lifecycle.lock().await;
             let pod = sandbox.state().pod().cloned();
@@ -84,7 +89,7 @@ impl Sandbox {
                 log::error!("stop sandbox {:?}: {error}", sandbox.id().as_str());
             }
             done.send_replace(Some(result));
-        });
+        }));
         *teardown = Some(run.clone());
         Some(run)
     }
@@ -113,6 +118,10 @@ impl Sandbox {
     /// Does what the plan has left to do.
     pub(super) async fn run_plan(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<(), TeardownError> {
         let steps = Arc::new(ShimTeardown { sandbox: Arc::clone(self) });
-        pod.teardown.run(steps, &*self.progress).await
+        let milestones = Milestones::begin(self.id());
+        let observer = (&*self.progress, &milestones);
+        let result = milestones.span().within(pod.teardown.run(steps, &observer)).await;
+        milestones.end(&result);
+        result
     }
 }

@@ -20,7 +20,10 @@ use crate::{
     resources::{Action, Resource},
     sys::survivor::Survivors,
     teardown::{StepError, StepWork},
-    telemetry::Telemetry,
+    telemetry::{
+        Telemetry,
+        trace::{Span, carried},
+    },
 };
 
 const SIGKILL: u32 = 9;
@@ -115,10 +118,16 @@ impl ShimTeardown {
                 patience,
                 telemetry: Arc::clone(&self.sandbox.telemetry),
             };
-            stops.spawn(tokio::time::timeout_at(deadline, async move {
-                let result = stop.run().await;
-                result.map_err(|source| Left::Refused { container: stop.container.clone(), source })
-            }));
+            let stopped = carried(async move {
+                let span = Span::current().child("stop container");
+                span.set("container.id", stop.container.as_str());
+                let result = span.within(stop.run()).await;
+                result.map_err(|source| {
+                    span.fail(&source);
+                    Left::Refused { container: stop.container.clone(), source }
+                })
+            });
+            stops.spawn(tokio::time::timeout_at(deadline, stopped));
         }
         let mut left = Vec::new();
         while let Some(stopped) = stops.join_next().await {

@@ -19,7 +19,9 @@ use super::{
 };
 use crate::{
     error::{Code, Coded},
+    id::Id,
     released::Released,
+    telemetry::trace::{Span, carried},
 };
 
 /// What a step may take beyond its budget: the work keeps its own deadline where it can.
@@ -115,10 +117,23 @@ pub struct StepReport {
     pub took: Duration,
 }
 
-/// Hears of every step, for status, metrics and traces.
+/// Hears of every step, for status and metrics.
 pub trait Observer: Send + Sync {
     fn begun(&self, step: Step);
     fn ended(&self, report: StepReport);
+}
+
+/// Both hear of it.
+impl<A: Observer, B: Observer> Observer for (&A, &B) {
+    fn begun(&self, step: Step) {
+        self.0.begun(step);
+        self.1.begun(step);
+    }
+
+    fn ended(&self, report: StepReport) {
+        self.0.ended(report.clone());
+        self.1.ended(report);
+    }
 }
 
 type Release = JoinHandle<Result<Released, StepError>>;
@@ -147,6 +162,18 @@ impl<R: Journaled, A: Copy + Send + Sync + 'static> Executor<R, A> {
         work: Arc<dyn StepWork<R, A>>,
         observer: &dyn Observer,
     ) -> Result<(), TeardownError> {
+        let mut summary = Summary::default();
+        let result = self.go_through(work, observer, &mut summary).await;
+        summary.log(self.store.id(), result.as_ref().err());
+        result
+    }
+
+    async fn go_through(
+        &self,
+        work: Arc<dyn StepWork<R, A>>,
+        observer: &dyn Observer,
+        summary: &mut Summary,
+    ) -> Result<(), TeardownError> {
         let mut writes = Writes { store: &self.store, failed: false };
         // What the last step did is recorded together with the next one's beginning: one write for both.
         let mut finished: Option<(Option<Step>, Vec<usize>)> = None;
@@ -156,12 +183,20 @@ impl<R: Journaled, A: Copy + Send + Sync + 'static> Executor<R, A> {
             writes.advance(finished.take(), Some(line.step)).await;
             observer.begun(line.step);
             let started = Instant::now();
-            let (result, released) = self.step(line, &entries, &work, started + line.budget).await;
+            let span = Span::current().child(line.step.name());
+            let step = self.step(line, &entries, &work, started + line.budget);
+            let (result, released) = span.within(step).await;
             if matches!(result, Ok(Released::InUse)) {
                 in_use.push(line.step);
             }
             let (outcome, failure) = judge(line, result);
             let report = StepReport { step: line.step, outcome, took: started.elapsed() };
+            span.set("mooring.outcome", report.outcome.word());
+            if let Some(error) = report.outcome.error() {
+                span.fail(error);
+            }
+            drop(span);
+            summary.add(&report);
             self.log(&report);
             observer.ended(report);
             if let Some(error) = failure {
@@ -268,11 +303,11 @@ impl<R: Journaled, A: Copy + Send + Sync + 'static> Executor<R, A> {
         let (work, resource) = (Arc::clone(work), resource.clone());
         // Whoever else would release it, or acquire what comes after it, waits for the journal's lock.
         let store = Arc::clone(&self.store);
-        let begun = tokio::spawn(async move {
+        let begun = tokio::spawn(carried(async move {
             let released = work.release(&resource, deadline).await;
             drop(store);
             released
-        });
+        }));
         self.unfinished().insert(index, begun);
         self.join(index).await.unwrap_or(Ok(Released::AlreadyGone))
     }
@@ -313,6 +348,43 @@ impl<R: Journaled, A: Copy + Send + Sync + 'static> Executor<R, A> {
                 );
             }
         }
+    }
+}
+
+/// What one run came to.
+struct Summary {
+    since: Instant,
+    steps: u32,
+    slowest: Option<(Step, Duration)>,
+}
+
+impl Default for Summary {
+    fn default() -> Self {
+        Self { since: Instant::now(), steps: 0, slowest: None }
+    }
+}
+
+impl Summary {
+    fn add(&mut self, report: &StepReport) {
+        self.steps += 1;
+        if self.slowest.is_none_or(|(_, took)| took < report.took) {
+            self.slowest = Some((report.step, report.took));
+        }
+    }
+
+    /// One line for a run that had something to do. Why it failed is in its step's line.
+    fn log(&self, sandbox: &Id, failed: Option<&TeardownError>) {
+        let Some((slowest, took)) = self.slowest else { return };
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        let (total, steps, slowest_ms) = (ms(self.since.elapsed()), self.steps, ms(took));
+        let (level, outcome) = match failed {
+            None => (log::Level::Info, "done".to_owned()),
+            Some(error) => (log::Level::Warn, format!("failed at={}", error.step)),
+        };
+        log::log!(
+            level,
+            "teardown sandbox={sandbox} outcome={outcome} ms={total:.2} steps={steps} slowest={slowest} slowest_ms={slowest_ms:.2}"
+        );
     }
 }
 

@@ -1,6 +1,9 @@
 //! What a sandbox measures of itself: its life, CNI operations, and how long each step of its end took.
 //!
-//! Numbers only, kept in the process that they are about; the verbose status and the inspection service show them.
+//! Numbers are kept in the process that they are about; the verbose status and the inspection service show them.
+//! Traces are in [`trace`].
+
+pub mod trace;
 
 use std::{
     collections::BTreeMap,
@@ -10,6 +13,7 @@ use std::{
 
 use serde_json::{Value, json};
 
+use self::trace::Span;
 use crate::network::{CniObserver, Operation, PluginError};
 
 /// The bounds, in milliseconds, below which operations are counted.
@@ -112,13 +116,41 @@ impl CniObserver for Telemetry {
     fn observed(
         &self,
         operation: Operation,
-        _network: &str,
+        network: &str,
         plugin: &str,
         duration: Duration,
         error: Option<&PluginError>,
     ) {
+        Spans.observed(operation, network, plugin, duration, error);
         let name = format!("cni_{}", operation.as_str().to_ascii_lowercase());
         self.observe(&name, plugin, duration, error.is_some());
+    }
+}
+
+/// A span for each call of a plugin, under that of whoever makes it.
+pub struct Spans;
+
+impl CniObserver for Spans {
+    fn observed(
+        &self,
+        operation: Operation,
+        network: &str,
+        plugin: &str,
+        duration: Duration,
+        error: Option<&PluginError>,
+    ) {
+        let name = match operation {
+            Operation::Add => "CNI ADD",
+            Operation::Del => "CNI DEL",
+            Operation::Status => "CNI STATUS",
+            Operation::Gc => "CNI GC",
+        };
+        let span = Span::current().ended_child(name, duration);
+        span.set("cni.network", network);
+        span.set("cni.plugin", plugin);
+        if let Some(error) = error {
+            span.fail(error);
+        }
     }
 }
 

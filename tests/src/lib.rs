@@ -19,6 +19,7 @@ pub mod life;
 pub mod machine;
 pub mod node;
 pub mod oci;
+pub mod otlp;
 pub mod plugins;
 pub mod random;
 pub mod remains;

@@ -64,6 +64,8 @@ pub struct Settings {
     pub extra: Vec<Extra>,
     /// More lines of TOML for the node's `/etc/mooring/config.toml`.
     pub options: String,
+    /// Whether containerd and the shims send traces to [`crate::otlp::Receiver`].
+    pub traces: bool,
 }
 
 /// A booted containerd. It lives as long as the machine does.
@@ -73,6 +75,7 @@ pub struct Node {
     programs: PathBuf,
     channel: Channel,
     containerd: Mutex<Option<Daemon>>,
+    traces: bool,
 }
 
 impl Node {
@@ -124,6 +127,7 @@ impl Node {
             programs,
             channel,
             containerd: Mutex::default(),
+            traces: settings.traces,
         };
         node.start().await?;
         node.import_images().await?;
@@ -139,6 +143,7 @@ impl Node {
             deps,
             channel: channel_to(&folder.join("c.sock"))?,
             containerd: Mutex::default(),
+            traces: false,
         })
     }
 
@@ -212,6 +217,9 @@ impl Node {
         let mut command = Command::new(self.programs.join("containerd"));
         command.arg("--config").arg(self.folder.join("config.toml"));
         command.env("PATH", self.path()).env("MOORING_FAILPOINTS", self.failpoints());
+        if self.traces {
+            command.envs(crate::otlp::variables());
+        }
         *self.daemon() = Some(Daemon::start(command, &self.folder.join("containerd.log"))?);
         self.answers().await
     }
@@ -480,6 +488,11 @@ fn config(folder: &Path, deps: &Path, settings: &Settings) -> String {
     let runc = runc(deps).display().to_string();
     let deps = deps.display().to_string();
     let systemd = systemd::is_first();
+    let without = if settings.traces {
+        ""
+    } else {
+        "'io.containerd.internal.v1.tracing', 'io.containerd.tracing.processor.v1.otlp'"
+    };
     let table = "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes";
     // CRI of containerd 2.1 cannot start containers of a shim sandbox whose handler has options, unless they are of
     // runc's type: it reads them as runc's ("failed to get runtime v2 options"). Hence none here: Mooring reads the
@@ -498,7 +511,7 @@ fn config(folder: &Path, deps: &Path, settings: &Settings) -> String {
         "version = 3
 root = '{dir}/root'
 state = '{dir}/state'
-disabled_plugins = ['io.containerd.internal.v1.tracing', 'io.containerd.tracing.processor.v1.otlp']
+disabled_plugins = [{without}]
 
 [grpc]
 address = '{dir}/c.sock'

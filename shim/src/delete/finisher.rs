@@ -16,7 +16,7 @@ use mooring::{
     container::{self, Record},
     containerd::Grpc,
     id::Id,
-    network::ExecPlugins,
+    network::{ExecPlugins, Observed},
     process::Reaper,
     sandbox::{
         daemon_record::DaemonRecord,
@@ -24,6 +24,10 @@ use mooring::{
     },
     sys::survivor::Survivors,
     teardown::journal,
+    telemetry::{
+        Spans,
+        trace::{Kind, Span},
+    },
 };
 use thiserror::Error;
 
@@ -31,7 +35,7 @@ use super::{
     AGAIN, DEAD, KILLED, Work,
     living::{Living, Refused},
 };
-use crate::{events::Events, publisher::Publisher, socket};
+use crate::{events::Events, publisher::Publisher, socket, traces::Traces};
 
 /// How often a teardown that failed is taken up, and the first pause; the pauses double.
 const ATTEMPTS: u32 = 10;
@@ -42,6 +46,8 @@ const ANOTHER: Duration = Duration::from_secs(5);
 const END: Duration = Duration::from_secs(5);
 /// How long one container may take to be gone.
 const CONTAINER: Duration = Duration::from_mins(1);
+/// How long the receiver of traces may take to take the spans.
+const SPANS: Duration = Duration::from_secs(1);
 /// How long containerd may take to take the exits.
 const EVENTS: Duration = Duration::from_secs(30);
 
@@ -128,11 +134,32 @@ impl Finisher {
         let runtime = runtime.map_err(set_up("start the async runtime"))?;
         let result = runtime.block_on(async {
             let reaper = Reaper::start().map_err(set_up("watch for ended children"))?;
-            self.persist(reaper).await
+            self.traced(reaper).await
         });
         // Blocking calls that hang must not keep this process.
         runtime.shutdown_background();
         result
+    }
+
+    /// Does it, in a trace of its own where there are any: nobody's call has led here.
+    async fn traced(&self, reaper: Reaper) -> Result<(), Error> {
+        // The shim has said what it could not do as it was asked.
+        let traces = Traces::start(&self.work.namespace, |_| {});
+        let open = traces.as_ref().map(|all| all.tracer.entry("delete", Kind::Internal, None));
+        let span = open.as_deref().cloned().unwrap_or_default();
+        span.set(
+            if self.work.member.is_none() { "sandbox.id" } else { "container.id" },
+            self.work.id.as_str(),
+        );
+        let done = span.within(self.persist(reaper)).await;
+        if let Err(error) = &done {
+            span.fail(error);
+        }
+        drop(open);
+        if let Some(traces) = traces {
+            traces.drain(SPANS).await;
+        }
+        done
     }
 
     /// Tries until it is done.
@@ -151,7 +178,7 @@ impl Finisher {
                 &self.work.address.to_string_lossy(),
                 self.work.namespace.clone(),
             )),
-            plugins: Arc::new(ExecPlugins::new(reaper)),
+            plugins: Arc::new(Observed::new(ExecPlugins::new(reaper), Arc::new(Spans))),
             listener: listener.clone(),
         };
         let mut takeover = recovery.clone().take_over(Remains {
@@ -164,6 +191,7 @@ impl Finisher {
         let result = loop {
             match self.attempt(&recovery, &mut takeover).await {
                 Err(error) if attempt < ATTEMPTS => {
+                    Span::current().event("an attempt failed");
                     // While somebody still listens: later failures are known to nobody.
                     let _ = write!(&*self.tell, "{error}{AGAIN}");
                     tokio::time::sleep(pause).await;

@@ -8,6 +8,7 @@ mod pod;
 mod sandbox;
 pub mod status;
 mod task;
+mod traced;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -29,6 +30,7 @@ use tokio::sync::Notify;
 use crate::{events::Events, launch::Launch, publisher::Publisher, task::Tasks};
 
 pub use listener::{Incoming, LastAnswer};
+pub use traced::traced;
 
 /// How long a shim that nobody owns waits before it tries again to take its sandbox down, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);

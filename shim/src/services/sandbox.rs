@@ -25,6 +25,7 @@ use mooring::{
     failpoint,
     sandbox::{self, CreateRequest, Sandbox},
     sys::architecture,
+    telemetry::trace::carried,
 };
 
 use super::{
@@ -127,7 +128,8 @@ impl Service for SandboxService {
             annotations: request.annotations.into_iter().collect(),
         };
         to_the_end(async move { sandbox.create(request).await.map_err(failed) }).await?;
-        tokio::spawn(end_when_forgotten(Arc::clone(&self.sandbox), Arc::clone(&self.ending)));
+        let forgotten = end_when_forgotten(Arc::clone(&self.sandbox), Arc::clone(&self.ending));
+        tokio::spawn(carried(forgotten));
         Ok(CreateSandboxResponse::new())
     }
 

@@ -3,7 +3,10 @@
 use std::{fmt::Display, future::Future};
 
 use containerd_shim_protos::ttrpc::{self, Code as RpcCode, get_status};
-use mooring::error::{Code, Coded};
+use mooring::{
+    error::{Code, Coded},
+    telemetry::trace::carried,
+};
 
 /// The error of `call` on `kind` `id`: `create sandbox "ID": …`.
 pub fn status<E: Coded + Display>(call: &str, kind: &str, id: &str, error: &E) -> ttrpc::Error {
@@ -30,7 +33,7 @@ pub fn answer(code: Code, message: String) -> ttrpc::Error {
 pub async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = ttrpc::Result<T>> + Send + 'static,
 ) -> ttrpc::Result<T> {
-    match tokio::spawn(work).await {
+    match tokio::spawn(carried(work)).await {
         Ok(result) => result,
         Err(error) => Err(answer(Code::Unknown, format!("the work was given up: {error}"))),
     }

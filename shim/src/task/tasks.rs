@@ -7,9 +7,13 @@ use std::{
 };
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use mooring::{container, id::Id, process::Reaper, runtime::Runtimes, sys::survivor::Survivors};
+use mooring::{
+    container, id::Id, process::Reaper, runtime::Runtimes, sys::survivor::Survivors,
+    telemetry::trace::carried,
+};
 use tokio::{
     sync::watch,
+    task::JoinHandle,
     time::{Instant, timeout_at},
 };
 
@@ -56,6 +60,11 @@ impl Drop for Reserved<'_> {
             slots.remove(&self.id);
         }
     }
+}
+
+/// Does `work` to its end, even when the call that it is for is given up.
+fn spawn<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    tokio::spawn(carried(work))
 }
 
 impl Tasks {
@@ -123,7 +132,7 @@ impl Tasks {
             drop(reserved);
             Ok(pid)
         };
-        tokio::spawn(work).await?
+        spawn(work).await?
     }
 
     /// Waits while the container's creation is under way.
@@ -151,13 +160,13 @@ impl Tasks {
                 };
                 restorable.start(&inner.parties, keep).await
             };
-            if let Some(pid) = tokio::spawn(work).await?? {
+            if let Some(pid) = spawn(work).await?? {
                 return Ok(pid);
             }
         }
         let (inner, container, exec_id) =
             (Arc::clone(&self.0), self.container(id)?, exec_id.to_owned());
-        tokio::spawn(async move {
+        spawn(async move {
             if exec_id.is_empty() {
                 container.start(&inner.parties).await
             } else {
@@ -200,13 +209,13 @@ impl Tasks {
                 }
                 Ok::<_, Error>(ended)
             };
-            if let Some(ended) = tokio::spawn(work).await?? {
+            if let Some(ended) = spawn(work).await?? {
                 return Ok(ended);
             }
         }
         let (inner, container, exec_id) =
             (Arc::clone(&self.0), self.container(id)?, exec_id.to_owned());
-        tokio::spawn(async move {
+        spawn(async move {
             if !exec_id.is_empty() {
                 return container.delete_exec(&exec_id).await;
             }
@@ -242,19 +251,19 @@ impl Tasks {
 
     pub async fn pause(&self, id: &str) -> Result<(), Error> {
         let (inner, container) = (Arc::clone(&self.0), self.container(id)?);
-        tokio::spawn(async move { container.pause(&inner.parties).await }).await?
+        spawn(async move { container.pause(&inner.parties).await }).await?
     }
 
     /// Lets a frozen container go on.
     pub async fn resume(&self, id: &str) -> Result<(), Error> {
         let (inner, container) = (Arc::clone(&self.0), self.container(id)?);
-        tokio::spawn(async move { container.resume(&inner.parties).await }).await?
+        spawn(async move { container.resume(&inner.parties).await }).await?
     }
 
     /// Writes the container's processes into a folder.
     pub async fn checkpoint(&self, id: &str, request: CheckpointRequest) -> Result<(), Error> {
         let (inner, container) = (Arc::clone(&self.0), self.container(id)?);
-        tokio::spawn(async move { container.checkpoint(&inner.parties, request).await }).await?
+        spawn(async move { container.checkpoint(&inner.parties, request).await }).await?
     }
 
     /// Signals a process, or with `all` every process of the container.
@@ -299,7 +308,7 @@ impl Tasks {
     /// Sets the container's resources (JSON, as in an OCI specification).
     pub async fn update(&self, id: &str, resources: Vec<u8>) -> Result<(), Error> {
         let container = self.container(id)?;
-        tokio::spawn(async move { container.update(&resources).await }).await?
+        spawn(async move { container.update(&resources).await }).await?
     }
 
     /// Waits for the end of a process.
