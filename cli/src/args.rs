@@ -66,6 +66,8 @@ What fails is named; the next run goes on from there.
 Examples:
   mooring gc                          what would be freed, step by step
   mooring gc --yes --older-than 10m   what has not changed for ten minutes, freed
+  mooring gc --yes --cni              and the CNI plugins remove what is of no pod
+  mooring gc --yes --attachment ID    one attachment that \"mooring doctor\" found
   mooring gc --boot                   for a unit that runs at boot, before pods are started";
 
 const INSTALL_EXAMPLES: &str = "\
@@ -203,6 +205,17 @@ pub struct StopArgs {
     pub force: bool,
 }
 
+/// Where containerd is.
+#[derive(Debug, Default, Arguments)]
+pub struct ContainerdArgs {
+    /// containerd's configuration.
+    #[arg(long, value_name = "PATH", default_value = "/etc/containerd/config.toml")]
+    pub containerd_config: PathBuf,
+    /// containerd's socket; else as its configuration says.
+    #[arg(long, value_name = "PATH")]
+    pub address: Option<PathBuf>,
+}
+
 #[derive(Debug, Default, Arguments)]
 pub struct DoctorArgs {
     #[command(flatten)]
@@ -210,12 +223,8 @@ pub struct DoctorArgs {
     /// Looks only at what needs neither containerd nor walks of large trees.
     #[arg(long)]
     pub quick: bool,
-    /// containerd's configuration.
-    #[arg(long, value_name = "PATH", default_value = "/etc/containerd/config.toml")]
-    pub containerd_config: PathBuf,
-    /// containerd's socket; else as its configuration says.
-    #[arg(long, value_name = "PATH")]
-    pub address: Option<PathBuf>,
+    #[command(flatten)]
+    pub containerd: ContainerdArgs,
     /// How the findings are written.
     #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
     pub output: Output,
@@ -232,8 +241,20 @@ pub struct GcArgs {
     #[arg(long, value_name = "DURATION", value_parser = span::parse)]
     pub older_than: Option<Duration>,
     /// For boot: frees it, and says only what could not be freed.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["cni", "attachment", "output"])]
     pub boot: bool,
+    /// Then tells the CNI plugins of Mooring's networks which attachments are valid, so that they remove what is of
+    /// nobody; refused where another runtime shares the network. No pod is to be started meanwhile.
+    #[arg(long)]
+    pub cni: bool,
+    /// Nothing but what CNI has of this container, which nobody knows any more, whoever attached it; may be repeated.
+    #[arg(long, value_name = "CONTAINER", conflicts_with = "cni")]
+    pub attachment: Vec<String>,
+    #[command(flatten)]
+    pub containerd: ContainerdArgs,
+    /// How it is written.
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    pub output: Output,
 }
 
 /// Which system, and whether it is changed.

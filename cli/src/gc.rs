@@ -1,5 +1,8 @@
 //! `mooring gc`: what shims have left that are gone, and its release by the code that their own teardown is.
 
+mod cni;
+mod entry;
+
 use std::{
     io::Write,
     path::{Path, PathBuf},
@@ -11,7 +14,7 @@ use anyhow::{Context, Result};
 use mooring::{
     containerd::Grpc,
     id::Id,
-    network::ExecPlugins,
+    network::{CniPlugins, ExecPlugins},
     process::Reaper,
     sandbox::{
         recover::{Recovery, Unheard},
@@ -20,89 +23,72 @@ use mooring::{
     },
 };
 
-use crate::{args::GcArgs, exit::Exit, holdings, node, span};
-
-/// What was found, and what became of it.
-#[derive(Debug, Default)]
-struct Tally {
-    in_use: usize,
-    younger: usize,
-    would_free: usize,
-    freed: usize,
-    failed: usize,
-    unsure: usize,
-}
+use crate::{
+    args::GcArgs,
+    containerd_config::ContainerdConfig,
+    doctor::{places::Places, world::World},
+    exit::Exit,
+    node, span,
+};
+use entry::{Entry, Outcome, Report};
 
 pub fn run(args: &GcArgs, out: &mut dyn Write) -> Result<Exit> {
     node::need_root("gc")?;
-    let looked = node::look(&args.roots.state_root)?;
-    let found = &looked.found;
-    let tally = if args.yes || args.boot {
+    let mut report = Report::default();
+    let frees = args.yes || args.boot;
+    if frees {
         node::show_warnings();
+    }
+    let looked = node::look(&args.roots.state_root)?;
+    if args.attachment.is_empty() {
         let runtime = node::runtime()?;
-        let tally = runtime.block_on(free_all(found, args, out));
+        let all = runtime.block_on(sandboxes(&looked.found, frees, args, &mut report, out));
         // A release that hangs must not keep this process; its lock is let go with it, and its journal stays.
         runtime.shutdown_background();
-        tally?
-    } else {
-        show_all(found, args, out)?
-    };
-    if !args.boot {
-        tally.tell(args, out)?;
+        all?;
     }
+    if args.cni || !args.attachment.is_empty() {
+        attachments(args, &mut report, out)?;
+    }
+    report.end(args, out)?;
     looked.all()?;
-    Ok(tally.exit())
+    Ok(report.exit())
 }
 
-impl Tally {
-    fn exit(&self) -> Exit {
-        if self.would_free + self.failed + self.unsure == 0 { Exit::Clean } else { Exit::Findings }
+/// Frees each sandbox that is nobody's, or says what would be freed.
+async fn sandboxes(
+    found: &[Found],
+    frees: bool,
+    args: &GcArgs,
+    report: &mut Report,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let reaper = Reaper::start().context("watch for ended children")?;
+    for one in found {
+        let entry = match chosen(one, args) {
+            Some((outcome, why)) => Entry::of(one, outcome, why),
+            None if frees => freed(one, &reaper).await,
+            None => Entry::of(one, Outcome::ToBeFreed, None),
+        };
+        report.add(entry, args, out)?;
     }
-
-    fn tell(&self, args: &GcArgs, out: &mut dyn Write) -> Result<()> {
-        let counts = [
-            (self.would_free, "to be freed"),
-            (self.freed, "freed"),
-            (self.failed, "not freed"),
-            (self.unsure, "not touched"),
-            (self.younger, "not old enough"),
-            (self.in_use, "in use"),
-        ];
-        let told: Vec<String> = counts
-            .iter()
-            .filter(|(count, _)| *count > 0)
-            .map(|(count, what)| format!("{count} {what}"))
-            .collect();
-        if told.is_empty() {
-            writeln!(out, "nothing is left")?;
-        } else {
-            writeln!(out, "{}", told.join(", "))?;
-        }
-        if self.would_free > 0 && !args.yes {
-            writeln!(out, "\"mooring gc --yes\" frees it")?;
-        }
-        Ok(())
-    }
-
-    /// Whether what was found is to be freed. Counts and names what is not.
-    fn is_chosen(&mut self, found: &Found, args: &GcArgs, out: &mut dyn Write) -> Result<bool> {
-        match &found.hands {
-            Hands::Shim | Hands::Locked => self.in_use += 1,
-            Hands::Unsure(doubts) => {
-                self.unsure += 1;
-                not_touched(found, doubts, out)?;
-            }
-            Hands::Nobody if !is_old_enough(found, args.older_than) => self.younger += 1,
-            Hands::Nobody => return Ok(true),
-        }
-        Ok(false)
-    }
-}
-
-fn not_touched(found: &Found, doubts: &[String], out: &mut dyn Write) -> Result<()> {
-    let Found { namespace, id, .. } = found;
-    writeln!(out, "{namespace}/{id}: not touched: {}", doubts.join("; "))?;
     Ok(())
+}
+
+/// Why a sandbox is not to be freed; nothing where it is.
+fn chosen(found: &Found, args: &GcArgs) -> Option<(Outcome, Option<String>)> {
+    match &found.hands {
+        Hands::Nobody if is_old_enough(found, args.older_than) => None,
+        Hands::Nobody => Some((Outcome::NotOldEnough, None)),
+        hands => Some(in_hands(hands)),
+    }
+}
+
+fn in_hands(hands: &Hands) -> (Outcome, Option<String>) {
+    match hands {
+        Hands::Unsure(doubts) => (Outcome::NotTouched, Some(doubts.join("; "))),
+        _ => (Outcome::InUse, None),
+    }
 }
 
 /// By when it was last written to: a shim that lives for long and dies now has left something new.
@@ -112,57 +98,43 @@ fn is_old_enough(found: &Found, wanted: Option<Duration>) -> bool {
     found.written.is_some_and(|then| span::since(then, now) >= wanted)
 }
 
-fn show_all(found: &[Found], args: &GcArgs, out: &mut dyn Write) -> Result<Tally> {
-    let mut tally = Tally::default();
-    let now = SystemTime::now();
-    for one in found {
-        if tally.is_chosen(one, args, out)? {
-            tally.would_free += 1;
-            show(one, now, out)?;
+async fn freed(one: &Found, reaper: &Reaper) -> Entry {
+    // What it held is told as it was before.
+    let of = |outcome, why| Entry::of(one, outcome, why);
+    match free(one, &recovery(one, reaper)).await {
+        Ok(Hands::Nobody) => of(Outcome::Freed, None),
+        Ok(hands) => {
+            let (outcome, why) = in_hands(&hands);
+            of(outcome, why)
         }
+        Err(error) => of(Outcome::NotFreed, Some(error.to_string())),
     }
-    Ok(tally)
 }
 
-fn show(found: &Found, now: SystemTime, out: &mut dyn Write) -> Result<()> {
-    let Found { namespace, id, .. } = found;
-    let since = found.written.map(|then| format!(", left as it is for {}", span::ago(then, now)));
-    let shim = found.shim.as_ref().map(|shim| format!(" {}", shim.pid)).unwrap_or_default();
-    writeln!(out, "{namespace}/{id}: its shim{shim} is gone{}", since.unwrap_or_default())?;
-    for holding in holdings::of(found) {
-        writeln!(out, "  {:<14} {}", holding.step, holding.what)?;
+/// What of CNI is nobody's: of the containers that are named, or in all networks of Mooring's.
+fn attachments(args: &GcArgs, report: &mut Report, out: &mut dyn Write) -> Result<()> {
+    let config = ContainerdConfig::read(&args.containerd.containerd_config);
+    let places = Places::find(&args.roots, &args.containerd, &config);
+    let world = World::gather(places, false, SystemTime::now())?;
+    let runtime = node::runtime()?;
+    let (detached, networks) = runtime.block_on(async {
+        let reaper = Reaper::start().context("watch for ended children")?;
+        let plugins = ExecPlugins::new(reaper);
+        let plugins = args.yes.then_some(&plugins as &dyn CniPlugins);
+        let mut detached = Vec::new();
+        for id in &args.attachment {
+            detached.extend(cni::detach(&world, id, plugins).await);
+        }
+        let networks = if args.cni { cni::collect(&world, plugins).await } else { Vec::new() };
+        anyhow::Ok((detached, networks))
+    })?;
+    for one in detached {
+        report.add_attachment(one, args, out)?;
     }
-    writeln!(out, "  {:<14} remove {}", "records", found.folder.display())?;
+    for one in networks {
+        report.add_network(one, args, out)?;
+    }
     Ok(())
-}
-
-async fn free_all(found: &[Found], args: &GcArgs, out: &mut dyn Write) -> Result<Tally> {
-    let mut tally = Tally::default();
-    let reaper = Reaper::start().context("watch for ended children")?;
-    for one in found {
-        if !tally.is_chosen(one, args, out)? {
-            continue;
-        }
-        let Found { namespace, id, .. } = one;
-        match free(one, &recovery(one, &reaper)).await {
-            Ok(Hands::Nobody) => {
-                tally.freed += 1;
-                if !args.boot {
-                    writeln!(out, "{namespace}/{id}: freed")?;
-                }
-            }
-            Ok(Hands::Shim | Hands::Locked) => tally.in_use += 1,
-            Ok(Hands::Unsure(doubts)) => {
-                tally.unsure += 1;
-                not_touched(one, &doubts, out)?;
-            }
-            Err(error) => {
-                tally.failed += 1;
-                writeln!(out, "{namespace}/{id}: {error}")?;
-            }
-        }
-    }
-    Ok(tally)
 }
 
 /// What finishes for the shim of `found`.

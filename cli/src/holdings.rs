@@ -11,7 +11,7 @@ use mooring::{
 };
 
 /// One thing, in words.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Holding {
     /// The step of the teardown that releases it.
     pub step: &'static str,

@@ -5,7 +5,7 @@ use std::path::Path;
 use mooring::{
     container::load_all,
     id::Id,
-    network::{Settings, cached_attachments, gc},
+    network::{Collection, Settings, cached_attachments, gc},
     runtime::{RuntimeSettings, quick},
     sandbox::daemon_record::{self, DaemonRecord},
 };
@@ -83,7 +83,7 @@ fn of_an_attachment(folder: &Path, input: &[u8]) {
     let (attachments, problems) = cached_attachments(&settings.cache_dir);
     assert_eq!(attachments.len() + problems.len(), 1);
     assert!(problems.iter().all(|error| error.to_string().contains("node-pod-eth0")));
-    wait(gc(&Plugins::succeeding(), &settings, &|_| false, None));
+    wait(gc(&Plugins::succeeding(), &settings, Collection::of(&|_| false), None));
     let left = scratch::files(folder);
     assert!(others.iter().all(|other| left.contains(&folder.join(other))), "{left:?}");
 }

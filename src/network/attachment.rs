@@ -173,8 +173,8 @@ async fn del_network(
     Ok(())
 }
 
-/// DELs a cached attachment that no record speaks of.
-pub(super) async fn del_cached(
+/// Detaches what only the cache knows, by the configuration and the result that it has.
+pub async fn detach_cached(
     plugins: &dyn CniPlugins,
     settings: &Settings,
     attachment: CachedAttachment,

@@ -123,7 +123,8 @@ impl NetworkList {
         self.version >= version
     }
 
-    pub(super) fn collects_garbage(&self) -> bool {
+    /// Whether its plugins can be told which attachments are valid.
+    pub fn collects_garbage(&self) -> bool {
         self.speaks(WITH_STATUS) && !self.disable_gc
     }
 

@@ -1,11 +1,13 @@
 //! Collecting what attachments of vanished pods have left.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
     CachedAttachment, CniPlugins, Error, Operation, Settings,
-    attachment::{Runner, blocking, del_cached},
+    attachment::{Runner, blocking, detach_cached},
     cache::cached_attachments,
     conf::{self, NetworkList},
 };
@@ -18,15 +20,33 @@ pub struct GcReport {
     pub errors: Vec<Error>,
 }
 
-/// Detaches every cached attachment that `is_valid` refuses, then tells the plugins of CNI 1.1 which ones are left, so
+/// What is collected.
+#[derive(Clone, Copy)]
+pub struct Collection<'a> {
+    /// Whether a cached attachment is somebody's still. The cache is shared with other users of CNI: it must say yes to
+    /// whatever it does not know to be gone.
+    pub is_valid: &'a (dyn Fn(&CachedAttachment) -> bool + Sync),
+    /// Whether the plugins of the network of this name are told which attachments are valid.
+    pub is_told: &'a (dyn Fn(&str) -> bool + Sync),
+    /// Further valid attachments, such as those of journals: network, container, interface.
+    pub valid: &'a [(String, String, String)],
+}
+
+impl<'a> Collection<'a> {
+    /// Of every network, with the cached attachments that `is_valid` accepts.
+    pub fn of(is_valid: &'a (dyn Fn(&CachedAttachment) -> bool + Sync)) -> Self {
+        Self { is_valid, is_told: &|_| true, valid: &[] }
+    }
+}
+
+/// Detaches every cached attachment that is not valid, then tells the plugins of CNI 1.1 which ones are left, so
 /// that they remove what belongs to none.
 ///
-/// The cache is shared with other users of CNI: `is_valid` must say yes to whatever it does not know to be gone.
-/// Attachments that are in no cache at all are not protected from the plugins.
+/// Attachments that are neither in the cache nor in the collection's list are not protected from the plugins.
 pub async fn gc(
     plugins: &dyn CniPlugins,
     settings: &Settings,
-    is_valid: &(dyn Fn(&CachedAttachment) -> bool + Sync),
+    wanted: Collection<'_>,
     deadline: Option<Instant>,
 ) -> GcReport {
     let mut report = GcReport::default();
@@ -43,7 +63,7 @@ pub async fn gc(
     report.errors.extend(problems);
     let mut left = Vec::new();
     for attachment in cached {
-        if is_valid(&attachment) {
+        if (wanted.is_valid)(&attachment) {
             left.push(attachment);
             continue;
         }
@@ -52,7 +72,7 @@ pub async fn gc(
             attachment.container_id.clone(),
             attachment.ifname.clone(),
         );
-        match del_cached(plugins, settings, attachment.clone(), deadline).await {
+        match detach_cached(plugins, settings, attachment.clone(), deadline).await {
             Ok(()) => report.released.push(name),
             Err(error) => {
                 // Its cached result is what the next attempt needs: it must not be collected from under it.
@@ -66,8 +86,10 @@ pub async fn gc(
         Ok(_) if unreadable => {}
         Ok(lists) => {
             let runner = Runner { plugins, settings, deadline };
-            for list in lists.iter().filter(|list| list.collects_garbage()) {
-                report.errors.extend(collect(&runner, list, &left).await);
+            let told =
+                |list: &&NetworkList| list.collects_garbage() && (wanted.is_told)(list.name());
+            for list in lists.iter().filter(told) {
+                report.errors.extend(collect(&runner, list, &left, wanted.valid).await);
             }
         }
         Err(error) => report.errors.push(error),
@@ -75,12 +97,18 @@ pub async fn gc(
     report
 }
 
-async fn collect(runner: &Runner<'_>, list: &NetworkList, left: &[CachedAttachment]) -> Vec<Error> {
-    let valid: Vec<_> = left
-        .iter()
-        .filter(|attachment| attachment.list.name() == list.name())
-        .map(|a| json!({"containerID": a.container_id, "ifname": a.ifname}))
-        .collect();
+async fn collect(
+    runner: &Runner<'_>,
+    list: &NetworkList,
+    left: &[CachedAttachment],
+    more: &[(String, String, String)],
+) -> Vec<Error> {
+    let cached = left.iter().filter(|attachment| attachment.list.name() == list.name());
+    let cached = cached.map(|one| (&one.container_id, &one.ifname));
+    let more = more.iter().filter(|(network, ..)| network == list.name());
+    let all: BTreeSet<_> = cached.chain(more.map(|(_, id, ifname)| (id, ifname))).collect();
+    let valid: Vec<_> =
+        all.into_iter().map(|(id, ifname)| json!({"containerID": id, "ifname": ifname})).collect();
     let mut errors = Vec::new();
     for plugin in list.plugins() {
         let mut config = list.input(plugin, None, &serde_json::Map::new());

@@ -22,12 +22,12 @@ mod settings;
 #[cfg(test)]
 pub(crate) mod fake;
 
-pub use attachment::{add, attach, detach};
+pub use attachment::{add, attach, detach, detach_cached};
 pub use cache::{CacheProblem, CachedAttachment, cached_attachments};
 pub use conf::{ConfProblem, NetworkList, is_ifname, load};
 pub use error::Error;
 pub use exec::{ExecPlugins, understand};
-pub use gc::{GcReport, gc};
+pub use gc::{Collection, GcReport, gc};
 pub use observer::{CniObserver, Observed};
 pub use plugin::{Call, CniPlugins, Operation, PluginError, Target};
 pub use record::{AttachRequest, AttachmentRecord, NetworkRecord, Outcome, kubernetes_args, plan};

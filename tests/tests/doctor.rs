@@ -232,7 +232,7 @@ async fn plant(node: &Node) -> Result<()> {
     sh("ip link add mooring-e2e0 type bridge 2>/dev/null; \
         ip link add veth01020304 master mooring-e2e0 type veth peer name eth0 netns cni-1234")?;
     fs::write("/run/netns/cni-empty", "")?;
-    let list = r#"{"cniVersion":"1.0.0","name":"gone","plugins":[{"type":"x"}]}"#;
+    let list = r#"{"cniVersion":"1.0.0","name":"gone","plugins":[{"type":"ptp","ipam":{"type":"host-local","ranges":[[{"subnet":"10.66.0.0/24"}]]}}]}"#;
     write_result("gone-gone-eth0", "gone", "gone", "/run/netns/cni-no-more", list)?;
     fs::create_dir_all("/var/lib/cni/networks/gone")?;
     fs::write("/var/lib/cni/networks/gone/10.66.0.2", "gone\r\neth0")?;
@@ -364,8 +364,85 @@ async fn a_node_that_is_set_up_wrongly_is_told_what_to_change(case: Case) -> Res
     Ok(())
 }
 
+/// What `gc` says as data, and its status.
+fn gc(node: &Node, more: &[&str]) -> Result<(Option<i32>, Value)> {
+    let config = node.folder().join("config.toml");
+    let config = config.to_str().context("a path that is no text")?;
+    let output = run(&[&["gc", "-o", "json", "--containerd-config", config], more].concat())?;
+    let report = serde_json::from_slice(&output.stdout).with_context(|| text(&output))?;
+    Ok((output.status.code(), report))
+}
+
+async fn the_plugins_are_told_what_is_valid_unless_another_runtime_shares_the_network(
+    case: Case,
+) -> Result<()> {
+    let node = &case.node;
+    let plugins = Plugins::install(node, "gc-cni", "")?;
+    let list = fs::read_to_string(plugins.configuration())?;
+    let (status, report) = gc(node, &["--cni"])?;
+    let network = &report["networks"][0];
+    ensure!(status == Some(0) && network["outcome"] == "not_supported", "{report}");
+    // From 1.1 on there is GC.
+    fs::write(plugins.configuration(), list.replace("1.0.0", "1.1.0"))?;
+    let mut living = Life::new(&case, Kind::OwnNetwork);
+    living.run().await?;
+    // The network's last plugin writes down what it is told; containernetworking's know the call and do nothing.
+    let heard = node.folder().join("gc.json");
+    let (program, real) = (plugins.program("tuning"), node.deps().join("cni/bin/tuning"));
+    let (to, real) = (heard.display(), real.display());
+    let script = format!("#!/bin/sh\n[ $CNI_COMMAND = GC ] && exec cat >'{to}'\nexec '{real}'\n");
+    fs::write(program, script)?;
+    let told = || plugins.calls("").into_iter().filter(|call| call.command == "GC").count();
+    let stray = node.folder().join("cni/ipam/faults/10.90.0.77");
+    fs::write(&stray, "gone\r\neth0")?;
+    let (status, report) = gc(node, &["--cni"])?;
+    let network = &report["networks"][0];
+    ensure!(status == Some(0) && network["outcome"] == "to_be_told", "{report}");
+    ensure!(network["valid"] == 1 && told() == 0 && !heard.exists(), "{report}");
+    let (status, report) = gc(node, &["--cni", "--yes"])?;
+    ensure!(status == Some(0) && report["networks"][0]["outcome"] == "told", "{report}");
+    let config: Value = serde_json::from_slice(&fs::read(&heard)?)?;
+    let valid = serde_json::json!([{ "containerID": living.id(), "ifname": "eth0" }]);
+    ensure!(told() == 1 && config["cni.dev/valid-attachments"] == valid, "{config}");
+
+    let foreign = Foreign::begin(&case).await?;
+    let simple = r#"{"cniVersion":"1.0.0","name":"faults","plugins":[{"type":"tuning"}]}"#;
+    write_result("faults-stranger-eth0", "faults", "stranger", "/run/netns/stranger", simple)?;
+    let (status, report) = gc(node, &["--cni", "--yes"])?;
+    let network = &report["networks"][0];
+    ensure!(status == Some(1) && network["outcome"] == "refused", "{report}");
+    ensure!(network["why"].as_str().is_some_and(|why| why.contains("stranger")), "{report}");
+    ensure!(told() == 1, "{report}");
+
+    // Only what is named, and only where nobody has it.
+    write_result("faults-dead-eth0", "faults", "dead", "/run/netns/none", simple)?;
+    let result = |name: &str| Path::new("/var/lib/cni/results").join(format!("faults-{name}-eth0"));
+    let (_, report) = gc(node, &["--attachment", "dead"])?;
+    ensure!(report["attachments"][0]["outcome"] == "to_be_freed", "{report}");
+    ensure!(result("dead").exists(), "it was only asked");
+    let both =
+        ["--yes", "--attachment", "dead", "--attachment", "stranger", "--attachment", living.id()];
+    let (status, report) = gc(node, &both)?;
+    ensure!(status == Some(1), "two cannot be freed: {report}");
+    let outcomes: Vec<&Value> = report["attachments"]
+        .as_array()
+        .context("none")?
+        .iter()
+        .map(|one| &one["outcome"])
+        .collect();
+    ensure!(outcomes == ["freed", "in_use", "in_use", "in_use"], "{report}");
+    ensure!(!result("dead").exists() && result("stranger").exists(), "{report}");
+    fs::remove_file(result("stranger"))?;
+    fs::remove_file(&stray)?;
+    fs::remove_file(&heard)?;
+    foreign.end().await?;
+    living.stop().await?;
+    living.end().await
+}
+
 suite!(Settings::default();
     both: ;
     mooring: everything_that_a_killed_shim_left_is_found_and_nothing_of_others,
         what_others_left_is_found_and_freed_by_the_commands_that_are_told,
-        a_node_that_is_set_up_wrongly_is_told_what_to_change);
+        a_node_that_is_set_up_wrongly_is_told_what_to_change,
+        the_plugins_are_told_what_is_valid_unless_another_runtime_shares_the_network);

@@ -4,12 +4,12 @@
 //! One look for each kind of thing (`looks/`) judges what was read once (`world/`) and gives findings, which are data;
 //! how they are shown is apart (`render.rs`).
 
-mod finding;
-mod looks;
-mod places;
+pub mod finding;
+pub mod looks;
+pub mod places;
 mod render;
 mod setup;
-mod world;
+pub mod world;
 
 use std::{
     io::{IsTerminal, Write},
@@ -36,9 +36,9 @@ const SECOND_LOOK: Duration = Duration::from_millis(500);
 
 pub fn run(args: &DoctorArgs, out: &mut dyn Write) -> Result<Exit> {
     node::need_root("doctor")?;
-    let config = ContainerdConfig::read(&args.containerd_config);
+    let config = ContainerdConfig::read(&args.containerd.containerd_config);
     let look = || {
-        let places = Places::find(args, &config);
+        let places = Places::find(&args.roots, &args.containerd, &config);
         World::gather(places, args.quick, SystemTime::now())
     };
     let mut world = look()?;

@@ -8,7 +8,11 @@ use mooring::{
     sys::socket,
 };
 
-use crate::{args::DoctorArgs, containerd_config::ContainerdConfig, node};
+use crate::{
+    args::{ContainerdArgs, RootArgs},
+    containerd_config::ContainerdConfig,
+    node,
+};
 
 #[derive(Debug, Default)]
 pub struct Places {
@@ -41,7 +45,7 @@ pub struct Containerd {
 }
 
 impl Places {
-    pub fn find(args: &DoctorArgs, config: &ContainerdConfig) -> Self {
+    pub fn find(roots: &RootArgs, containerd: &ContainerdArgs, config: &ContainerdConfig) -> Self {
         let mut all = options::of_node().unwrap_or_default();
         all.push(Options::default());
         let of = |place: fn(&Options) -> &PathBuf| distinct(all.iter().map(place).cloned());
@@ -55,7 +59,7 @@ impl Places {
         cni_confs.extend(confs.map(PathBuf::from));
         let complaints = Vec::from_iter(config.complaint().map(str::to_owned));
         Self {
-            state_roots: args.roots.state_root.clone(),
+            state_roots: roots.state_root.clone(),
             run_roots: of(|options| &options.run_root),
             netns: netns::DEFAULT_DIR.into(),
             cni_caches: of(|options| &options.network.cache_dir),
@@ -65,7 +69,7 @@ impl Places {
             fifos: "/run/containerd/fifo".into(),
             sockets: socket::FOLDER.into(),
             containerd: Containerd {
-                address: args
+                address: containerd
                     .address
                     .clone()
                     .unwrap_or_else(|| text(&["grpc", "address"], node::CONTAINERD)),

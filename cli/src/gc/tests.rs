@@ -9,7 +9,10 @@ use mooring::{
 };
 
 use super::*;
-use crate::{args::RootArgs, exit::CouldNot};
+use crate::{
+    args::{Output, RootArgs},
+    exit::CouldNot,
+};
 
 struct Node(tempfile::TempDir);
 
@@ -48,8 +51,8 @@ impl Node {
     fn gc(&self, args: &GcArgs) -> (Exit, String) {
         let roots = RootArgs { state_root: vec![self.path("state")] };
         let mut out = Vec::new();
-        let GcArgs { yes, older_than, boot, .. } = *args;
-        let args = GcArgs { roots, yes, older_than, boot };
+        let GcArgs { yes, older_than, boot, output, .. } = *args;
+        let args = GcArgs { roots, yes, older_than, boot, output, ..GcArgs::default() };
         let exit = run(&args, &mut out).unwrap();
         (exit, String::from_utf8(out).unwrap().replace(&self.0.path().display().to_string(), ""))
     }
@@ -123,4 +126,25 @@ fn a_state_root_that_cannot_be_read_is_no_clean_node() {
     let roots = RootArgs { state_root: vec![node.path("state")] };
     let error = run(&GcArgs { roots, ..GcArgs::default() }, &mut Vec::new()).unwrap_err();
     assert!(error.is::<CouldNot>(), "{error:#}");
+}
+
+#[test]
+fn json_tells_the_same_as_the_lines() {
+    let node = Node(tempfile::tempdir().unwrap());
+    node.sandbox("left");
+    node.sandbox("newer");
+    fs::write(node.path("state/ns/newer/journal.json"), r#"{"version":99}"#).unwrap();
+    let json = |yes| {
+        let (exit, text) = node.gc(&GcArgs { yes, output: Output::Json, ..GcArgs::default() });
+        assert_eq!(exit, Exit::Findings);
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()["sandboxes"].clone()
+    };
+    let shown = json(false);
+    assert_eq!(shown[0]["outcome"], "to_be_freed");
+    let wanted = serde_json::json!({ "step": "netns", "what": "unmount and remove /netns/left" });
+    assert_eq!(shown[0]["holdings"][0], wanted);
+    assert_eq!(shown[1]["outcome"], "not_touched");
+    assert!(shown[1]["why"].as_str().unwrap().contains("has version 99"), "{shown}");
+    assert_eq!(json(true)[0]["outcome"], "freed");
+    assert!(!node.path("state/ns/left").exists());
 }

@@ -37,7 +37,7 @@ fn valid(call: &crate::network::Call) -> Value {
 #[tokio::test]
 async fn gone_pods_are_detached_and_plugins_learn_who_is_left() {
     let (_folder, settings, plugins) = node("1.1.0", &["gone", "kept"]).await;
-    let report = gc(&plugins, &settings, &|a| a.container_id == "kept", None).await;
+    let report = gc(&plugins, &settings, Collection::of(&|a| a.container_id == "kept"), None).await;
     assert!(report.errors.is_empty(), "{:?}", report.errors);
     assert_eq!(report.released, [("node".to_owned(), "gone".to_owned(), "eth0".to_owned())]);
     let calls = plugins.calls();
@@ -55,7 +55,7 @@ async fn gone_pods_are_detached_and_plugins_learn_who_is_left() {
 #[tokio::test]
 async fn older_networks_know_no_gc() {
     let (_folder, settings, plugins) = node("1.0.0", &["gone"]).await;
-    gc(&plugins, &settings, &|_| false, None).await;
+    gc(&plugins, &settings, Collection::of(&|_| false), None).await;
     assert_eq!(plugins.take_log(), ["DEL b", "DEL a"]);
 }
 
@@ -63,12 +63,12 @@ async fn older_networks_know_no_gc() {
 async fn what_could_not_be_detached_stays_valid() {
     let (_folder, settings, plugins) = node("1.1.0", &["gone"]).await;
     plugins.fail(Operation::Del, "b", &[Fault::Missing]);
-    let report = gc(&plugins, &settings, &|_| false, None).await;
+    let report = gc(&plugins, &settings, Collection::of(&|_| false), None).await;
     assert!(report.released.is_empty());
     assert_eq!(report.errors.len(), 1);
     let call = plugins.calls().pop().unwrap();
     assert_eq!(valid(&call), json!([{"containerID": "gone", "ifname": "eth0"}]));
-    let report = gc(&plugins, &settings, &|_| false, None).await;
+    let report = gc(&plugins, &settings, Collection::of(&|_| false), None).await;
     assert_eq!(report.released.len(), 1);
 }
 
@@ -76,7 +76,7 @@ async fn what_could_not_be_detached_stays_valid() {
 async fn an_unreadable_result_keeps_plugins_from_collecting() {
     let (folder, settings, plugins) = node("1.1.0", &["kept"]).await;
     fs::write(folder.path().join("cni/results/node-torn-eth0"), "{").unwrap();
-    let report = gc(&plugins, &settings, &|_| true, None).await;
+    let report = gc(&plugins, &settings, Collection::of(&|_| true), None).await;
     assert_eq!(report.errors.len(), 1);
     assert!(plugins.take_log().is_empty());
 }
@@ -85,7 +85,21 @@ async fn an_unreadable_result_keeps_plugins_from_collecting() {
 async fn without_configuration_gone_pods_are_detached_all_the_same() {
     let (folder, settings, plugins) = node("1.1.0", &["gone"]).await;
     fs::remove_file(folder.path().join("1.conflist")).unwrap();
-    let report = gc(&plugins, &settings, &|_| false, None).await;
+    let report = gc(&plugins, &settings, Collection::of(&|_| false), None).await;
     assert_eq!(report.released.len(), 1);
     assert_eq!(plugins.take_log(), ["DEL b", "DEL a"]);
+}
+
+#[tokio::test]
+async fn what_a_journal_alone_knows_is_valid_and_other_networks_are_not_told() {
+    let (_folder, settings, plugins) = node("1.1.0", &["kept"]).await;
+    let journaled = ["kept", "journaled"].map(|id| ("node".into(), id.into(), "eth0".into()));
+    let all = Collection { valid: &journaled, ..Collection::of(&|_| true) };
+    gc(&plugins, &settings, all, None).await;
+    let both = ["journaled", "kept"].map(|id| json!({"containerID": id, "ifname": "eth0"}));
+    assert_eq!(valid(&plugins.calls()[0]), json!(both));
+    assert_eq!(plugins.take_log(), ["GC a", "GC b"]);
+    let none = Collection { is_told: &|name| name != "node", ..all };
+    gc(&plugins, &settings, none, None).await;
+    assert!(plugins.take_log().is_empty());
 }

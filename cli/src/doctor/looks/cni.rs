@@ -19,6 +19,89 @@ use crate::doctor::{
     world::{Asked, Owner, World, bundles::folders, records::plain},
 };
 
+/// What CNI has cached on this node, and whose it is.
+pub struct Attachments<'w> {
+    world: &'w World,
+    /// Network namespaces that are there and nobody's.
+    dangling: BTreeSet<PathBuf>,
+}
+
+/// Whose an attachment is.
+pub enum Fate {
+    /// Somebody's, for this reason.
+    InUse(String),
+    /// Of a sandbox of Mooring's whose shim is gone.
+    Left,
+    /// Nobody's: how sure that is, and why.
+    Dead(Sure, String),
+}
+
+impl<'w> Attachments<'w> {
+    pub fn of(world: &'w World) -> Self {
+        let dangling = world.dangling_netns().into_iter().map(|(path, _, _)| path).collect();
+        Self { world, dangling }
+    }
+
+    /// Each with the cache that it is in.
+    pub fn all(&self) -> impl Iterator<Item = (PathBuf, &'w CachedAttachment)> {
+        let caches = &self.world.places.cni_caches;
+        self.world.attachments.0.iter().filter_map(|one| {
+            let cache = caches.iter().find(|cache| file_in(cache, one).exists())?;
+            Some((cache.clone(), one))
+        })
+    }
+
+    pub fn fate(&self, one: &CachedAttachment) -> Fate {
+        let world = self.world;
+        match world.owner_of(&one.container_id) {
+            Owner::Lives => return Fate::InUse("a shim serves it".to_owned()),
+            Owner::Doubtful => return Fate::InUse("a sandbox may have it".to_owned()),
+            Owner::Recorded => return Fate::InUse("containerd has a record of it".to_owned()),
+            Owner::Left => return Fate::Left,
+            Owner::Unknown => {}
+        }
+        let path = plain(&one.netns);
+        let (sure, why) = world.nobodys();
+        if !netns::is_open(&path) {
+            let asked = matches!(world.containerd, Asked::Records(_));
+            let sure = if asked { Sure::Certain } else { Sure::Likely };
+            return Fate::Dead(sure, format!("its network namespace is gone; {why}"));
+        }
+        if self.dangling.contains(&path) {
+            return Fate::Dead(sure, format!("nobody is in its network namespace; {why}"));
+        }
+        Fate::InUse("somebody has its network namespace".to_owned())
+    }
+
+    /// The addresses that host-local has reserved in a network, and for which container.
+    pub fn reserved_in(&self, network: &str) -> Vec<(PathBuf, String)> {
+        let folders = ipam(self.world).into_iter().map(|folder| folder.join(network));
+        folders.flat_map(|folder| reserved(&folder)).collect()
+    }
+
+    /// What is to be said of a thing that belongs to an attachment.
+    fn judged(&self, one: &CachedAttachment, finding: Finding) -> Option<Finding> {
+        let whose = self.world.name_of(&one.container_id);
+        match self.fate(one) {
+            Fate::InUse(_) => None,
+            Fate::Left => Some(finding.ours(whose)),
+            Fate::Dead(sure, why) => {
+                let command = format!("mooring gc --yes --attachment {}", word(&one.container_id));
+                Some(finding.of(whose).because(sure, why).freed_by(command))
+            }
+        }
+    }
+}
+
+fn file_in(cache: &Path, one: &CachedAttachment) -> PathBuf {
+    let name = format!("{}-{}-{}", one.list.name(), one.container_id, one.ifname);
+    cache.join("results").join(name)
+}
+
+fn modified(path: &Path) -> Option<std::time::SystemTime> {
+    fs::metadata(path).and_then(|about| about.modified()).ok()
+}
+
 pub struct Results;
 
 impl Look for Results {
@@ -27,69 +110,19 @@ impl Look for Results {
     }
 
     fn findings(&self, world: &World) -> Vec<Finding> {
-        let (attachments, problems) = &world.attachments;
-        let dangling = dangling(world);
-        let mut all: Vec<Finding> = attachments
-            .iter()
-            .filter_map(|one| {
-                let path = file_of(world, one)?;
-                let finding = Finding::new(self.name(), path.display().to_string());
-                let finding = finding.since(modified(&path), world.now);
-                judge(world, &dangling, one, finding, format!("rm {}", word(&path)))
-            })
-            .collect();
-        all.extend(problems.iter().map(|problem| {
+        let attachments = Attachments::of(world);
+        let judged = attachments.all().filter_map(|(cache, one)| {
+            let path = file_in(&cache, one);
+            let finding = Finding::new(self.name(), path.display().to_string());
+            attachments.judged(one, finding.since(modified(&path), world.now))
+        });
+        let mut all: Vec<Finding> = judged.collect();
+        all.extend(world.attachments.1.iter().map(|problem| {
             Finding::new(self.name(), problem.to_string())
                 .because(Sure::Unsure, "whose it is cannot be read")
         }));
         all
     }
-}
-
-fn file_of(world: &World, one: &CachedAttachment) -> Option<PathBuf> {
-    let name = format!("{}-{}-{}", one.list.name(), one.container_id, one.ifname);
-    let mut files = world.places.cni_caches.iter().map(|cache| cache.join("results").join(&name));
-    files.find(|file| file.exists())
-}
-
-fn modified(path: &Path) -> Option<std::time::SystemTime> {
-    fs::metadata(path).and_then(|about| about.modified()).ok()
-}
-
-fn dangling(world: &World) -> BTreeSet<PathBuf> {
-    world.dangling_netns().into_iter().map(|(path, _, _)| path).collect()
-}
-
-/// What belongs to an attachment is judged with it.
-fn judge(
-    world: &World,
-    dangling: &BTreeSet<PathBuf>,
-    one: &CachedAttachment,
-    finding: Finding,
-    command: String,
-) -> Option<Finding> {
-    let whose = world.name_of(&one.container_id);
-    match world.owner_of(&one.container_id) {
-        Owner::Lives | Owner::Doubtful | Owner::Recorded => return None,
-        Owner::Left => return Some(finding.ours(whose)),
-        Owner::Unknown => {}
-    }
-    let path = plain(&one.netns);
-    let (sure, why) = world.nobodys();
-    let (sure, why) = if !netns::is_open(&path) {
-        let sure = if matches!(world.containerd, Asked::Records(_)) {
-            Sure::Certain
-        } else {
-            Sure::Likely
-        };
-        (sure, format!("its network namespace is gone; {why}"))
-    } else if dangling.contains(&path) {
-        (sure, format!("nobody is in its network namespace; {why}"))
-    } else {
-        // A stranger's, which lives.
-        return None;
-    };
-    Some(finding.of(whose).because(sure, why).freed_by(command))
 }
 
 pub struct Reservations;
@@ -100,48 +133,41 @@ impl Look for Reservations {
     }
 
     fn findings(&self, world: &World) -> Vec<Finding> {
-        let dangling = dangling(world);
-        let mut all = Vec::new();
-        for folder in ipam(world) {
-            for network in folders(&folder) {
-                all.extend(reserved(&network).into_iter().filter_map(|(path, id)| {
-                    let finding = Finding::new(self.name(), path.display().to_string());
-                    let finding = finding.since(modified(&path), world.now);
-                    Self::judge(world, &dangling, finding, &path, &id)
-                }));
-            }
-        }
-        all
+        let attachments = Attachments::of(world);
+        let networks = ipam(world).into_iter().flat_map(|folder| folders(&folder));
+        let addresses = networks.flat_map(|network| reserved(&network));
+        let judged = addresses.filter_map(|(path, id)| {
+            let finding = Finding::new(self.name(), path.display().to_string());
+            let finding = finding.since(modified(&path), world.now);
+            judge_address(&attachments, finding, &path, &id)
+        });
+        judged.collect()
     }
 }
 
-impl Reservations {
-    fn judge(
-        world: &World,
-        dangling: &BTreeSet<PathBuf>,
-        finding: Finding,
-        path: &Path,
-        id: &str,
-    ) -> Option<Finding> {
-        let command = format!("rm {}", word(path));
-        let mut attached =
-            world.attachments.0.iter().filter(|one| one.container_id == id).peekable();
-        if attached.peek().is_some() {
-            let judged: Option<Vec<Finding>> = attached
-                .map(|one| judge(world, dangling, one, finding.clone(), command.clone()))
-                .collect();
-            // One attachment that lives keeps the addresses of all.
-            return judged?.into_iter().next();
-        }
-        let whose = world.name_of(id);
-        match world.owner_of(id) {
-            Owner::Lives | Owner::Doubtful | Owner::Recorded => None,
-            Owner::Left => Some(finding.ours(whose)),
-            Owner::Unknown => {
-                let (sure, why) = world.nobodys();
-                let why = format!("there is no result of this container; {why}");
-                Some(finding.of(whose).because(sure, why).freed_by(command))
-            }
+fn judge_address(
+    attachments: &Attachments<'_>,
+    finding: Finding,
+    path: &Path,
+    id: &str,
+) -> Option<Finding> {
+    let world = attachments.world;
+    let mut attached = attachments.all().filter(|(_, one)| one.container_id == id).peekable();
+    if attached.peek().is_some() {
+        let judged: Option<Vec<Finding>> =
+            attached.map(|(_, one)| attachments.judged(one, finding.clone())).collect();
+        // One attachment that lives keeps the addresses of all.
+        return judged?.into_iter().next();
+    }
+    let whose = world.name_of(id);
+    match world.owner_of(id) {
+        Owner::Lives | Owner::Doubtful | Owner::Recorded => None,
+        Owner::Left => Some(finding.ours(whose)),
+        Owner::Unknown => {
+            let (sure, why) = world.nobodys();
+            let why = format!("there is no result of this container; {why}");
+            let command = format!("rm {}", word(path));
+            Some(finding.of(whose).because(sure, why).freed_by(command))
         }
     }
 }

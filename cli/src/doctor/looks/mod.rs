@@ -2,7 +2,7 @@
 
 mod bundles;
 mod cgroups;
-mod cni;
+pub mod cni;
 mod fifos;
 mod files;
 mod journals;

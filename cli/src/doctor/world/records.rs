@@ -61,9 +61,8 @@ pub fn ask(address: &Path) -> Result<Records, String> {
     runtime.block_on(async {
         let all = async {
             let channel = containerd_client::connect(address);
-            let channel = channel
-                .await
-                .map_err(|error| failed(&format!("{:#}", anyhow::Error::from(error))))?;
+            let channel =
+                channel.await.map_err(|error| failed(&anyhow::Error::from(error).root_cause()))?;
             read(channel).await.map_err(|status| failed(&status.message()))
         };
         match tokio::time::timeout(PATIENCE, all).await {
