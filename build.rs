@@ -5,7 +5,7 @@ use std::{env, fs, path::PathBuf};
 
 use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
 
-const PROTOS: &[&str] = &["protos/mooring/v1/inspect.proto"];
+const PROTOS: &[&str] = &["protos/mooring/v1/inspect.proto", "protos/nri.proto"];
 
 fn main() {
     println!("cargo:rerun-if-changed=protos");
@@ -18,7 +18,7 @@ fn main() {
         .rust_protobuf()
         .customize(Customize { async_all: true, ..Customize::default() })
         // Without descriptors, which an idle shim would keep in memory.
-        .rust_protobuf_customize(ProtobufCustomize::default().lite_runtime(true))
+        .rust_protobuf_customize(ProtobufCustomize::default().lite_runtime(true).btreemaps(true))
         .run()
         .expect("compile the messages");
     for file in fs::read_dir(&out).expect("list the messages") {

@@ -15,6 +15,7 @@ mod interleave;
 pub mod keeper;
 pub mod mounts;
 pub mod network;
+pub mod nri;
 pub mod options;
 pub mod process;
 pub mod released;

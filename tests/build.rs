@@ -1,4 +1,5 @@
-//! Compiles CRI's messages for `lab cri` out of the file that k8s-cri itself is made of, without protoc.
+//! Compiles messages without protoc: CRI's for `lab cri`, out of the file that k8s-cri itself is made of, and NRI's for the
+//! plugin of the tests.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -11,8 +12,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
     let protos = folder_of("k8s-cri")?.join("proto");
     let set = protox::compile(["v1.proto"], [&protos])?;
-    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("no OUT_DIR")?).join("cri.bin");
-    Ok(fs::write(out, set.encode_to_vec())?)
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("no OUT_DIR")?);
+    fs::write(out.join("cri.bin"), set.encode_to_vec())?;
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../protos");
+    println!("cargo::rerun-if-changed={}", own.join("nri.proto").display());
+    let set = protox::compile(["nri.proto"], [&own])?;
+    Ok(fs::write(out.join("nri.bin"), set.encode_to_vec())?)
 }
 
 /// Where cargo has a package's sources.

@@ -64,6 +64,11 @@ pub fn words(resource: &Resource) -> Option<String> {
         Resource::Keeper(KeeperRecord::Pinned { folder }) => {
             format!("unmount the namespaces in {}", folder.display())
         }
+        Resource::Nri(record) => {
+            let all: Vec<String> =
+                record.settings.plugins.iter().map(|one| one.display().to_string()).collect();
+            format!("tell {} of the pod's end", all.join(", "))
+        }
         Resource::Network(record) => {
             let owed = record.networks.iter().filter(|one| one.outcome != Outcome::Removed);
             let all: Vec<String> = owed

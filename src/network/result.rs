@@ -48,7 +48,7 @@ pub struct NetworkResult {
 }
 
 impl NetworkResult {
-    pub(super) fn new(network: &str, ifname: &str, result: &Value) -> Self {
+    pub(crate) fn new(network: &str, ifname: &str, result: &Value) -> Self {
         Self {
             network: network.to_owned(),
             ifname: ifname.to_owned(),

@@ -80,6 +80,12 @@ keys! {
         "results of ADD are kept in `results/` below it, in libcni's layout";
     "CniTimeout" => network.timeout, Setting::read,
         "how long one call of a plugin may take; 0 leaves only the request's own deadline";
+    "NriPlugins" => nri.plugins, Setting::read,
+        "pods of other clients than CRI: the NRI plugins that are told of them, programs called `NN-NAME` or sockets at which plugins listen; none: nobody is told (docs/nri.md)";
+    "NriConfDir" => nri.conf_dir, Setting::read,
+        "where the plugins' own configurations lie, `NN-NAME.conf` or `NAME.conf`";
+    "NriTimeout" => nri.timeout, value::some_time,
+        "how long one call of an NRI plugin may take; then the plugin is asked no more";
     "StateRoot" => state_root, Setting::read,
         "journals and records; must survive a reboot";
     "RunRoot" => run_root, Setting::read,

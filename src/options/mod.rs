@@ -26,7 +26,7 @@ use thiserror::Error;
 
 use crate::{
     error::{Code, Coded},
-    keeper, network,
+    keeper, network, nri,
     runtime::RuntimeSettings,
 };
 
@@ -47,6 +47,8 @@ pub struct Options {
     /// How pods are networked that the shim networks.
     pub network: network::Settings,
     pub network_owner: NetworkOwner,
+    /// Who is told of pods that are not CRI's.
+    pub nri: nri::Settings,
     /// What keeps the namespaces of a pod that needs no process.
     pub keeper: keeper::Preference,
     /// The cgroup that the shim itself belongs in; empty for the one that it was started in.
@@ -66,6 +68,7 @@ impl Default for Options {
             runtime: RuntimeSettings::default(),
             network: network::Settings::default(),
             network_owner: NetworkOwner::default(),
+            nri: nri::Settings::default(),
             keeper: keeper::Preference::default(),
             shim_cgroup: String::new(),
             state_root: "/var/lib/mooring".into(),

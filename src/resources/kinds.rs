@@ -19,6 +19,7 @@ use crate::{
         self, AttachmentRecord,
         netns::{self, NetnsRecord},
     },
+    nri::NriRecord,
     released::Released,
     teardown::{StepError, releasing},
     volumes::{
@@ -44,6 +45,19 @@ impl Kind for KeeperRecord {
     async fn release(&self, _: &Parties, _: Instant) -> Outcome {
         let record = self.clone();
         blocking(move || keeper::release(&record)).await
+    }
+}
+
+#[async_trait]
+impl Kind for NriRecord {
+    fn declared(&self) -> Declared {
+        let step = const { releasing(PLAN, "nri") };
+        // The plugins that were told are gone, and others are told what there is when they come.
+        Declared { name: "nri", step, reboot: Reboot::NameReused }
+    }
+
+    async fn release(&self, parties: &Parties, deadline: Instant) -> Outcome {
+        Ok(Self::release(self, &parties.reaper, deadline).await)
     }
 }
 

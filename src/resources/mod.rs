@@ -20,6 +20,8 @@ use crate::{
     keeper::KeeperRecord,
     mounts::{files::FilesRecord, shm::ShmRecord},
     network::{AttachmentRecord, CniPlugins, netns::NetnsRecord},
+    nri::NriRecord,
+    process::Reaper,
     released::Released,
     teardown::{Journaled, Step, StepError},
     volumes::{lease::LeaseRecord, volume::ImageVolumeRecord},
@@ -36,6 +38,8 @@ pub enum Resource {
     /// A network namespace that the shim made.
     Netns(NetnsRecord),
     Keeper(KeeperRecord),
+    /// That NRI plugins were told of the pod.
+    Nri(Box<NriRecord>),
     Network(Box<AttachmentRecord>),
     ImageVolume(ImageVolumeRecord),
     /// The lease that keeps the sandbox's snapshots.
@@ -50,6 +54,7 @@ impl Resource {
             Self::Shm(record) => record,
             Self::Netns(record) => record,
             Self::Keeper(record) => record,
+            Self::Nri(record) => &**record,
             Self::Network(record) => &**record,
             Self::ImageVolume(record) => record,
             Self::Lease(record) => record,
@@ -118,4 +123,6 @@ trait Kind: Sync {
 pub struct Parties {
     pub containerd: Arc<dyn Containerd>,
     pub plugins: Arc<dyn CniPlugins>,
+    /// Waits for this process's children.
+    pub reaper: Reaper,
 }

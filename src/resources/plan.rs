@@ -19,6 +19,7 @@ pub const PLAN: &[Line<Action>] = &[
     Line::act("door", Action::CloseDoor, 10, Warn),
     Line::act("containers", Action::StopContainers, 30, Abort),
     Line::release("keeper", 10),
+    Line::release("nri", 30),
     Line::release("network", 180),
     Line::release("netns", 10),
     Line::release("image_volumes", 30),

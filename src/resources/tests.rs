@@ -20,16 +20,19 @@ fn after(resource: &Resource) -> Option<Resource> {
         Resource::Keeper(KeeperRecord::Holder { .. }) => {
             Resource::Keeper(KeeperRecord::Pinned { folder: "/x/ns".into() })
         }
-        Resource::Keeper(KeeperRecord::Pinned { .. }) => {
-            Resource::Network(Box::new(AttachmentRecord {
-                container_id: "pod".into(),
-                netns: "/x/netns".into(),
-                args: vec![],
-                capabilities: serde_json::Map::new(),
-                settings: crate::network::Settings::default(),
-                networks: vec![],
-            }))
-        }
+        Resource::Keeper(KeeperRecord::Pinned { .. }) => Resource::Nri(Box::new(NriRecord {
+            settings: crate::nri::Settings::default(),
+            pod: crate::nri::Pod::default(),
+            mark: "k8s.io/pod".into(),
+        })),
+        Resource::Nri(_) => Resource::Network(Box::new(AttachmentRecord {
+            container_id: "pod".into(),
+            netns: "/x/netns".into(),
+            args: vec![],
+            capabilities: serde_json::Map::new(),
+            settings: crate::network::Settings::default(),
+            networks: vec![],
+        })),
         Resource::Network(_) => Resource::Netns(NetnsRecord { path: "/x/netns".into() }),
         Resource::Netns(_) => {
             let id = crate::id::Id::new("pod").unwrap();
@@ -58,7 +61,7 @@ fn the_order_is_the_references() {
     let names: Vec<&str> = PLAN.iter().map(|line| line.step.name()).collect();
     assert_eq!(
         names.join(" "),
-        "door containers keeper network netns image_volumes shm files cgroup lease"
+        "door containers keeper nri network netns image_volumes shm files cgroup lease"
     );
 }
 
@@ -87,7 +90,8 @@ fn after_a_reboot_processes_and_cgroups_of_the_same_name_are_anothers() {
     let mut kinds: Vec<&str> = reused.map(Journaled::kind).collect();
     kinds.sort_unstable();
     // A thread's, a holder's; pins are files of the pod's own.
-    assert_eq!(kinds, ["cgroup", "keeper", "keeper"]);
+    // A plugin that is told after a reboot is another.
+    assert_eq!(kinds, ["cgroup", "keeper", "keeper", "nri"]);
 }
 
 /// Journals of earlier builds, as they wrote them.

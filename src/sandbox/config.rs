@@ -328,6 +328,11 @@ impl PodConfig {
         read.checked(None)
     }
 
+    /// Whether the client described the sandbox by an OCI specification.
+    pub fn is_spec(&self) -> bool {
+        self.original.get("ociVersion").is_some()
+    }
+
     /// Adds what annotations of the creation request say of CNI's capabilities; the configuration itself goes before.
     pub fn add_capabilities_of(
         &mut self,

@@ -39,6 +39,9 @@ pub enum Error {
     /// The pod could not be attached to its networks.
     #[error("network: {0}")]
     Network(#[from] network::Error),
+    /// A plugin of NRI says no, or asks for what is not done.
+    #[error(transparent)]
+    Nri(#[from] crate::nri::Error),
     /// The pod's files or mounts could not be made.
     #[error("{0}")]
     Mounts(#[from] crate::mounts::Error),
@@ -91,6 +94,7 @@ impl Coded for Error {
             Self::Keeper(error) => error.code(),
             Self::Netns(error) => error.code(),
             Self::Network(error) => error.code(),
+            Self::Nri(error) => error.code(),
             Self::Mounts(error) => error.code(),
             Self::Volumes(error) => error.code(),
             Self::Containerd(error) => error.code(),

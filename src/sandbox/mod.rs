@@ -4,6 +4,7 @@
 //! ([`crate::teardown::journal`]); starting is a list of acquisitions into it, stopping is the plan over it
 //! ([`crate::resources::PLAN`]).
 
+mod announce;
 pub mod config;
 mod create;
 pub mod daemon_record;
@@ -47,6 +48,7 @@ use crate::{
     id::Id,
     keeper::{HolderProgram, Keeper},
     network::{CniPlugins, Observed},
+    nri::Announcer,
     options::Options,
     process::Reaper,
     resources::{Action, Parties, Resource},
@@ -106,7 +108,11 @@ impl Environment {
 
     /// Who is needed to release what the sandbox holds.
     fn parties(&self) -> Parties {
-        Parties { containerd: Arc::clone(&self.containerd), plugins: Arc::clone(&self.plugins) }
+        Parties {
+            containerd: Arc::clone(&self.containerd),
+            plugins: Arc::clone(&self.plugins),
+            reaper: self.reaper.clone(),
+        }
     }
 
     /// The folder of the pod's files and mounts.
@@ -192,6 +198,8 @@ pub struct Sandbox {
     /// teardown's own kills come back with (Task.Kill, Task.Wait, State) may want it.
     lifecycle: tokio::sync::Mutex<()>,
     teardown: Mutex<Option<stop::Run>>,
+    /// Who tells the NRI plugins, where there are any and the pod is announced to them.
+    nri: Mutex<Option<Arc<Announcer>>>,
     progress: Arc<progress::Progress>,
     telemetry: Arc<Telemetry>,
 }
@@ -209,6 +217,7 @@ impl Sandbox {
             exit: watch::Sender::new(None),
             lifecycle: tokio::sync::Mutex::default(),
             teardown: Mutex::new(None),
+            nri: Mutex::new(None),
             progress: Arc::new(progress::Progress::new(Arc::clone(&telemetry))),
             telemetry,
         })

@@ -33,10 +33,14 @@ impl Sandbox {
     /// there.
     pub fn spec(&self) -> Result<Value, Error> {
         let pod = self.state().pod().cloned().ok_or(Error::NotFound)?;
-        let place = self.place();
+        self.spec_at(&pod, self.place().as_ref())
+    }
+
+    /// The specification of a pod whose namespaces are at `place`.
+    pub(super) fn spec_at(&self, pod: &Pod, place: Option<&Place>) -> Result<Value, Error> {
         let config = &pod.config;
         // A client of the Sandbox API gave a specification; the pod has what it says.
-        let given = config.original.get("ociVersion").is_some();
+        let given = config.is_spec();
         let mut spec = if given { config.original.clone() } else { json!({}) };
         if !spec.is_object() {
             spec = json!({});
@@ -50,21 +54,18 @@ impl Sandbox {
         let mut annotations = json!(pod.annotations);
         if let Some(all) = annotations.as_object_mut() {
             if !given {
-                all.extend(cri_annotations(&pod, self.id()));
+                all.extend(cri_annotations(pod, self.id()));
             }
             merge(all, config.original.get("annotations"));
         }
         fields.insert("annotations".into(), annotations);
         let mut linux = spec.get("linux").and_then(Value::as_object).cloned().unwrap_or_default();
-        linux.insert(
-            "namespaces".into(),
-            namespaces(&pod, place.as_ref(), &self.own_netns()).into(),
-        );
-        if let Some(group) = group(&pod, self.id())? {
+        linux.insert("namespaces".into(), namespaces(pod, place, &self.own_netns()).into());
+        if let Some(group) = group(pod, self.id())? {
             linux.insert("cgroupsPath".into(), group.into());
         }
         if !given {
-            linux.insert("resources".into(), resources(&pod));
+            linux.insert("resources".into(), resources(pod));
         }
         linux.insert("sysctl".into(), json!(config.sysctls_with_defaults()));
         if let Some((uids, gids)) = &config.user {

@@ -356,9 +356,14 @@ impl StepWork<Resource, Action> for Remaining {
         if self.rebooted && resource.is_anothers_after_reboot() {
             return Ok(Released::AlreadyGone);
         }
-        // An ADD that goes on would undo what its DEL does now.
-        if let (Resource::Network(record), Some(shim)) = (resource, self.shim) {
-            let variable = format!("CNI_CONTAINERID={}", record.container_id);
+        let started = match resource {
+            // An ADD that goes on would undo what its DEL does now.
+            Resource::Network(record) => Some(format!("CNI_CONTAINERID={}", record.container_id)),
+            // One that does not end with its connection.
+            Resource::Nri(record) => Some(record.variable()),
+            _ => None,
+        };
+        if let (Some(variable), Some(shim)) = (started, self.shim) {
             let ended = spawn_blocking(move || orphans::end(&variable, shim)).await;
             let ended = ended.unwrap_or_else(|error| Err(std::io::Error::other(error)));
             ended.map_err(|error| StepError {
@@ -366,8 +371,9 @@ impl StepWork<Resource, Action> for Remaining {
                 message: format!("plugins that outlived their shim: {error}"),
             })?;
         }
-        let Recovery { containerd, plugins, .. } = &self.recovery;
+        let Recovery { containerd, plugins, reaper, .. } = &self.recovery;
         let (containerd, plugins) = (Arc::clone(containerd), Arc::clone(plugins));
-        resource.release(&Parties { containerd, plugins }, deadline).await
+        let parties = Parties { containerd, plugins, reaper: reaper.clone() };
+        resource.release(&parties, deadline).await
     }
 }

@@ -18,6 +18,7 @@ impl Sandbox {
         }
         let _life = self.lifecycle.lock().await;
         let pod = self.state().pod().cloned();
+        self.announce_removal().await;
         if let Some(pod) = pod {
             // What was in use by the tasks, such as the group above theirs.
             self.run_plan(&pod).await?;

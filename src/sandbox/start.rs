@@ -132,10 +132,11 @@ impl Sandbox {
             .await??;
         }
         match &pod.network {
-            Network::Own => self.attach(pod, own_path).await,
-            Network::Attach(path) => self.attach(pod, path.clone()).await,
-            Network::Host | Network::Client(_) => Ok(()),
+            Network::Own => self.attach(pod, own_path).await?,
+            Network::Attach(path) => self.attach(pod, path.clone()).await?,
+            Network::Host | Network::Client(_) => {}
         }
+        self.announce(pod, keeper).await
     }
 
     /// The holder belongs in the pod's cgroup, and is the last that the kernel should kill for memory.
@@ -201,7 +202,7 @@ impl Sandbox {
     }
 
     /// A stop that came meanwhile ends the start at its next step.
-    fn still_wanted(&self) -> Result<(), Error> {
+    pub(super) fn still_wanted(&self) -> Result<(), Error> {
         if self.door.is_closed() {
             return Err(Error::Precondition("the sandbox is being stopped".into()));
         }

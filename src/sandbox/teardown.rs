@@ -61,6 +61,9 @@ impl StepWork<Resource, Action> for ShimTeardown {
             keeper.end(deadline).await?;
             return Ok(Released::Done);
         }
+        if let Resource::Nri(_) = resource {
+            return Ok(self.sandbox.announce_stop(deadline).await);
+        }
         resource.release(&self.sandbox.env.parties(), deadline).await
     }
 }

@@ -18,6 +18,7 @@ pub mod kubelet;
 pub mod life;
 pub mod machine;
 pub mod node;
+pub mod nri;
 pub mod oci;
 pub mod otlp;
 pub mod plugins;

@@ -1,6 +1,7 @@
 use mooring::{
     id::Id,
     mounts::files::FilesRecord,
+    resources::PLAN,
     sandbox::{daemon_record::DaemonRecord, survey::survey},
     teardown::journal::{About, Store},
 };
@@ -104,7 +105,8 @@ fn a_state_folder_tells_what_a_sandbox_is_about() {
     let row = look();
     assert_eq!((row.state, row.keeper.as_deref()), (State::Ready, Some("thread")));
     assert_eq!(row.network, Some("client"));
-    store.advance(None, &[], Some(mooring::resources::PLAN[3].step)).unwrap();
+    let network = PLAN.iter().find(|line| line.step.name() == "network").unwrap();
+    store.advance(None, &[], Some(network.step)).unwrap();
     let row = look();
     assert_eq!((row.state, row.waits_for.unwrap().step.as_str()), (State::Stopping, "network"));
     drop(store);

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use mooring::{
     error::{Coded, code_of_io},
     id::Id,
+    nri::Event,
     sandbox::{self, NotCleared, PodTasks, Sandbox, daemon_record},
     sys::survivor::Survivors,
 };
@@ -65,6 +66,14 @@ impl Pod for PodOfTasks {
             return Ok(());
         }
         self.0.verify(container, pid, spec).await.map_err(|error| refused(&error))
+    }
+
+    async fn starts(&self, container: &Id) -> Result<(), PodError> {
+        self.0.container_starts(container).await.map_err(|error| refused(&error))
+    }
+
+    fn became(&self, event: Event, container: &Id, number: u32) {
+        self.0.container_is(event, container, number);
     }
 
     fn tasks_dir(&self) -> PathBuf {

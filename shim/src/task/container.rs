@@ -11,9 +11,10 @@ use std::{
 };
 
 use mooring::{
-    cgroup::{Cgroup, OomKills, OomWatch},
+    cgroup::{Cgroup, OomWatch},
     container::Record,
     id::Id,
+    nri::Event,
     process::{Exit, Exited},
     runtime::{OciRuntime, checkpoint::StreamFiles},
     sys::survivor::Survivors,
@@ -23,7 +24,8 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use super::{
-    Ended, Error, Status,
+    Ended, Error, Pod, Status,
+    parties::Parties,
     process::{Life, Live, Process},
     publish,
 };
@@ -160,15 +162,16 @@ impl Container {
     }
 
     /// Watches the init, and out-of-memory kills.
-    pub(super) fn watch(self: &Arc<Self>, events: &Arc<dyn Events>, all: &Arc<OomKills>) {
-        let kills = OomWatch::new(&self.cgroup, all).unwrap_or_else(|error| {
+    pub(super) fn watch(self: &Arc<Self>, parties: &Parties) {
+        let kills = OomWatch::new(&self.cgroup, &parties.oom_kills).unwrap_or_else(|error| {
             log::warn!("task {}: out-of-memory kills go unseen: {error}", self.id);
             None
         });
-        let (container, events) = (Arc::clone(self), Arc::clone(events));
+        let (container, events) = (Arc::clone(self), Arc::clone(&parties.events));
+        let pod = Arc::clone(&parties.pod);
         tokio::spawn(async move {
             let exit = container.init_exited(&*events, kills).await;
-            container.init_ended(exit, &*events).await;
+            container.init_ended(exit, &*events, &*pod).await;
         });
     }
 
@@ -189,7 +192,7 @@ impl Container {
         }
     }
 
-    async fn init_ended(&self, exit: Exit, events: &dyn Events) {
+    async fn init_ended(&self, exit: Exit, events: &dyn Events, pod: &dyn Pod) {
         let _started = self.init.gate.lock().await;
         self.ending.store(true, Ordering::SeqCst);
         if !self.owns_pid_namespace
@@ -215,6 +218,8 @@ impl Container {
         let ended = ended(exit);
         *lock(&self.frozen) = Frozen::No;
         publish::exited(events, &self.id, None, &ended);
+        // Before anybody who waits for the end goes on.
+        pod.became(Event::StopContainer, &self.id, ended.status);
         self.init.stop(ended);
     }
 

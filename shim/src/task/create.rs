@@ -8,6 +8,7 @@ use std::{
 use mooring::{
     container::{Acquisition, Record},
     failpoint,
+    nri::Event,
     process::Exited,
     runtime::{Create, OciRuntime, checkpoint::StreamFiles},
 };
@@ -67,11 +68,13 @@ pub(super) async fn create(parties: &Parties, request: CreateRequest) -> Result<
         (Ok(Some(container)), _) => Ok(Created::Container(container)),
         (Ok(None), images) => {
             publish::created(&*parties.events, &request, 0);
+            parties.pod.became(Event::PostCreateContainer, &request.id, 0);
             let images = images.unwrap_or_default();
             let restorable = Restorable::new(parties, request, images, spec, acquisition);
             Ok(Created::Restorable(Arc::new(restorable)))
         }
         (Err(error), _) => {
+            parties.pod.became(Event::RemoveContainer, &request.id, 0);
             let undone = acquisition.undo(&parties.reaper, Instant::now() + UNDO).await;
             if let Err(error) = undone {
                 log::error!("undo the creation of task {}: {error}", request.id);
@@ -112,7 +115,8 @@ async fn build(
     let container =
         known(parties, request, spec, acquisition, runtime, Arc::new(process), made).await?;
     publish::created(&*parties.events, request, pid);
-    container.watch(&parties.events, &parties.oom_kills);
+    parties.pod.became(Event::PostCreateContainer, &request.id, pid);
+    container.watch(parties);
     Ok(container)
 }
 

@@ -8,6 +8,7 @@ use std::{
 use mooring::{
     container,
     id::Id,
+    nri::Event,
     process::Expecting,
     runtime::{self, Exec, quick},
 };
@@ -41,6 +42,7 @@ impl Container {
                 return Err(Error::state(&self.id, "it is started already"));
             }
         };
+        parties.pod.starts(&self.id).await?;
         let _gate = self.init.gate.lock().await;
         let mut ending = self.exited.clone();
         if !quick::start(&self.record.runtime, &self.id, &self.exited).await? {
@@ -55,6 +57,7 @@ impl Container {
         let pid = live.pid.unsigned_abs();
         self.init.set_life(Life::Running(live));
         publish::started(&*parties.events, &self.id, pid);
+        parties.pod.became(Event::PostStartContainer, &self.id, pid);
         if self.owns_cgroup_namespace {
             self.cgroup.delegate();
         }
@@ -313,6 +316,7 @@ impl Container {
         let dir = parties.pod.tasks_dir();
         container::end(&self.record, &dir, &parties.reaper, deadline).await?;
         self.deleted.store(true, Ordering::SeqCst);
+        parties.pod.became(Event::RemoveContainer, &self.id, 0);
         Ok(ended)
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use mooring::id::Id;
+use mooring::{id::Id, nri::Event};
 
 use super::PodError;
 
@@ -28,6 +28,12 @@ pub trait Pod: Send + Sync {
         pid: i32,
         spec: &serde_json::Value,
     ) -> Result<(), PodError>;
+    /// Hears that a container is about to be started, and may refuse.
+    async fn starts(&self, _container: &Id) -> Result<(), PodError> {
+        Ok(())
+    }
+    /// Hears what became of a container: with its process's number, or the status of its end. Waits for nobody.
+    fn became(&self, _event: Event, _container: &Id, _number: u32) {}
     /// Where the containers' records are kept.
     fn tasks_dir(&self) -> PathBuf;
 }

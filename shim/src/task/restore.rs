@@ -9,6 +9,7 @@ use mooring::{
     container::{self, Acquisition},
     failpoint,
     id::Id,
+    nri::Event,
     runtime::{
         self, OciRuntime, Restore,
         checkpoint::{Note, StreamFiles},
@@ -96,6 +97,7 @@ impl Restorable {
         let mut place = self.acquisition.lock().await;
         let Some(acquisition) = place.as_mut() else { return Ok(None) };
         let _admitted = parties.pod.admit(self.id())?;
+        parties.pod.starts(self.id()).await?;
         // Its exit is not published before its start.
         let _gate = self.init.gate.lock().await;
         let (container, live) = match self.restore(parties, acquisition).await {
@@ -113,7 +115,8 @@ impl Restorable {
         *place = None;
         keep(Arc::clone(&container));
         publish::started(&*parties.events, self.id(), pid);
-        container.watch(&parties.events, &parties.oom_kills);
+        parties.pod.became(Event::PostStartContainer, self.id(), pid);
+        container.watch(parties);
         if container.owns_cgroup_namespace {
             container.cgroup.delegate();
         }
@@ -191,6 +194,7 @@ impl Restorable {
         let (dir, deadline) = (parties.pod.tasks_dir(), Instant::now() + UNDO);
         container::end(acquisition.record(), &dir, &parties.reaper, deadline).await?;
         *place = None;
+        parties.pod.became(Event::RemoveContainer, self.id(), 0);
         let ended = Ended { pid: 0, status: 0, at: SystemTime::now() };
         self.init.stop(ended);
         Ok(Some(ended))
