@@ -1,6 +1,6 @@
 //! The command line: help, manual pages and completions come from here.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args as Arguments, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -58,6 +58,14 @@ Examples:
   mooring doctor
   mooring doctor --quick          without containerd, and without walks of large trees
   mooring doctor -o json | jq -r '.findings[] | select(.sure == \"sure\") | .frees'";
+const METRICS_EXAMPLES: &str = "\
+Every shim is asked, those that are gone by what they have left. Counters of pods that are gone are kept by the node where
+its configuration says KeepTotals, else by the server for as long as it runs.
+
+Examples:
+  mooring metrics                                    one scrape, in the text format of OpenMetrics
+  mooring metrics --pods                             with each pod by itself, and its network's counters
+  mooring metrics --listen 127.0.0.1:9753            for Prometheus, at /metrics";
 
 const GC_EXAMPLES: &str = "\
 Nothing is touched whose shim lives or that another process works on, nor where a journal or record is not understood.
@@ -112,6 +120,9 @@ pub enum Command {
     /// Shows what shims have left that are gone, and frees it.
     #[command(after_help = GC_EXAMPLES)]
     Gc(GcArgs),
+    /// Counts and times of this node's sandboxes, in the text format of OpenMetrics.
+    #[command(after_help = METRICS_EXAMPLES)]
+    Metrics(MetricsArgs),
     /// Installs the programs and containerd's runtime handler "mooring".
     #[command(after_help = INSTALL_EXAMPLES)]
     Install(InstallArgs),
@@ -255,6 +266,21 @@ pub struct GcArgs {
     /// How it is written.
     #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
     pub output: Output,
+}
+
+#[derive(Debug, Default, Arguments)]
+pub struct MetricsArgs {
+    #[command(flatten)]
+    pub roots: RootArgs,
+    /// Where pods' files and the node's totals lie; may be repeated. Else as the node's configuration says, and /run/mooring.
+    #[arg(long, value_name = "DIR")]
+    pub run_root: Vec<PathBuf>,
+    /// Serves them over HTTP instead. Whoever can reach the address can read them.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// With labels for each pod (`sandbox_id`, `pod`, `namespace`).
+    #[arg(long)]
+    pub pods: bool,
 }
 
 /// Which system, and whether it is changed.

@@ -14,6 +14,7 @@ mod inspect;
 mod install;
 mod ls;
 mod manual;
+mod metrics;
 mod node;
 mod span;
 mod steps;
@@ -54,6 +55,7 @@ fn run(command: Command, out: &mut dyn Write) -> anyhow::Result<Exit> {
         Command::Inspect(args) => inspect::run(&args, out),
         Command::Stop(args) => stop::run(&args, out),
         Command::Doctor(args) => doctor::run(&args, out),
+        Command::Metrics(args) => metrics::run(&args, out),
         Command::Gc(args) => gc::run(&args, out),
         Command::Install(args) => install::run(&args, out),
         Command::Uninstall(args) => install::uninstall(&args, out),

@@ -7,6 +7,7 @@
 mod attachment;
 mod cache;
 mod conf;
+pub mod counters;
 mod error;
 mod exec;
 mod gc;

@@ -66,6 +66,8 @@ keys! {
         "who makes a pod's network: `client`, `shim`, or `auto`, which is the client where it gave a network namespace (Kubernetes does), else the shim";
     "Keeper" => keeper, Setting::read,
         "what holds the namespaces of a pod that needs no process: `thread`, one of the shim's, or `pinned`, mounts below the pod's folder: then no pid stands for the pod (docs/namespaces.md)";
+    "KeepTotals" => keep_totals, Setting::read,
+        "whether a shim at its end adds what it measured to `totals.json` in RunRoot, for `mooring metrics` (docs/metrics.md)";
     "CniConfDir" => network.conf_dir, Setting::read,
         "pods that the shim networks: where network configurations lie";
     "CniBinDirs" => network.bin_dirs, Setting::read,

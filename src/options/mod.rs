@@ -51,6 +51,8 @@ pub struct Options {
     pub nri: nri::Settings,
     /// What keeps the namespaces of a pod that needs no process.
     pub keeper: keeper::Preference,
+    /// Whether a shim at its end adds what it measured to the node's totals ([`crate::telemetry::totals`]).
+    pub keep_totals: bool,
     /// The cgroup that the shim itself belongs in; empty for the one that it was started in.
     pub shim_cgroup: String,
     /// Where the journal and whatever must survive a reboot lie.
@@ -70,6 +72,7 @@ impl Default for Options {
             network_owner: NetworkOwner::default(),
             nri: nri::Settings::default(),
             keeper: keeper::Preference::default(),
+            keep_totals: false,
             shim_cgroup: String::new(),
             state_root: "/var/lib/mooring".into(),
             run_root: "/run/mooring".into(),
@@ -179,7 +182,12 @@ pub fn of_node() -> Result<Vec<Options>, Error> {
 
 /// Every folder in which shims of this node keep state, as far as [`of_node`] says.
 pub fn state_roots() -> Result<Vec<PathBuf>, Error> {
-    state_roots_in(&node_file())
+    each_of_the_node(&node_file(), |options| options.state_root)
+}
+
+/// The same for the folders of pods' files and mounts, and of the node's totals.
+pub fn run_roots() -> Result<Vec<PathBuf>, Error> {
+    each_of_the_node(&node_file(), |options| options.run_root)
 }
 
 fn all_in(file: &Path) -> Result<Vec<Options>, Error> {
@@ -190,14 +198,18 @@ fn all_in(file: &Path) -> Result<Vec<Options>, Error> {
     Ok(all)
 }
 
-fn state_roots_in(file: &Path) -> Result<Vec<PathBuf>, Error> {
-    let mut roots = Vec::new();
-    for Options { state_root, .. } in all_in(file)? {
-        if !roots.contains(&state_root) {
-            roots.push(state_root);
+/// What they have, each value once.
+fn each_of_the_node(
+    file: &Path,
+    value: impl Fn(Options) -> PathBuf,
+) -> Result<Vec<PathBuf>, Error> {
+    let mut found = Vec::new();
+    for one in all_in(file)?.into_iter().map(value) {
+        if !found.contains(&one) {
+            found.push(one);
         }
     }
-    Ok(roots)
+    Ok(found)
 }
 
 /// The node's configuration. No such file is an empty one.

@@ -181,7 +181,8 @@ fn a_profile_is_over_the_node_and_under_the_handler() {
 fn every_profile_may_have_a_state_root_of_its_own() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("config.toml");
-    let roots = || state_roots_in(&file).map_err(|error| error.to_string());
+    let roots =
+        || each_of_the_node(&file, |options| options.state_root).map_err(|error| error.to_string());
     assert_eq!(roots().unwrap(), [PathBuf::from("/var/lib/mooring")]);
     let text =
         "StateRoot = '/a'\n[profile.x]\nStateRoot = '/b'\n[profile.y]\nBinaryName = 'crun'\n";

@@ -34,6 +34,7 @@ use crate::{
         Executor, StepError, StepWork, TeardownError,
         journal::{self, FolderLock, JournalError, Left, Store},
     },
+    telemetry::totals,
 };
 
 /// How long the containers of a shim that is gone may take to end.
@@ -290,6 +291,7 @@ impl Takeover {
     }
 
     async fn take_down(&self, begun: &Begun) -> Result<(), RecoverError> {
+        let took = Instant::now();
         let Self { recovery, remains, .. } = self;
         let state_dir = remains.state_dir.clone();
         let shim = remains.shim.clone();
@@ -313,6 +315,7 @@ impl Takeover {
         recovery.containerd.disconnect().await;
         let store = Arc::clone(&begun.store);
         spawn_blocking(move || {
+            totals::count_where_kept(&about.run_dir, "teardown_resumed", took.elapsed());
             remove_run_dir(&about.run_dir);
             // Under the journal's own lock, so that nobody else takes up what is finished.
             forget(&state_dir, shim.as_ref(), store.lock());

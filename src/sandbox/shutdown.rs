@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{Error, Sandbox, State, blocking};
-use crate::{interleave::point, teardown::journal};
+use crate::{interleave::point, teardown::journal, telemetry::totals};
 
 /// How long a shutdown waits for a teardown that its client did not ask for.
 const STOP: Duration = Duration::from_mins(1);
@@ -13,6 +13,12 @@ impl Sandbox {
     /// call can be repeated; a journal that cannot be removed is none.
     pub async fn shutdown(self: &Arc<Self>) -> Result<(), Error> {
         self.stop(Some(STOP)).await?;
+        self.telemetry.timed("sandbox_remove", self.remove()).await?;
+        self.last_words().await;
+        Ok(())
+    }
+
+    async fn remove(self: &Arc<Self>) -> Result<(), Error> {
         if let Some(tasks) = self.tasks.get() {
             tasks.clear().await?;
         }
@@ -36,6 +42,24 @@ impl Sandbox {
         }
         *self.state() = State::Empty;
         Ok(())
+    }
+}
+
+impl Sandbox {
+    /// Adds what was measured to the node's sums, where the options want that. A loss of numbers keeps nothing.
+    async fn last_words(&self) {
+        let options = &self.env.options;
+        if !options.keep_totals {
+            return;
+        }
+        let (run_root, runtime) = (options.run_root.clone(), options.runtime_type());
+        let measured = self.telemetry.all();
+        let added = blocking(move || totals::add(&run_root, &runtime, measured)).await;
+        let added =
+            added.and_then(|added| added.map_err(|error| Error::Internal(error.to_string())));
+        if let Err(error) = added {
+            log::warn!("sandbox {}: add to the node's totals: {error}", self.id());
+        }
     }
 }
 

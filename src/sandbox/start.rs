@@ -187,7 +187,8 @@ impl Sandbox {
         };
         let mut record = blocking(move || network::plan(&settings, request)).await??;
         let entry = pod.intend(Resource::Network(Box::new(record.clone()))).await?;
-        let attached = network::attach(&*self.env.plugins, &mut record, None).await;
+        let attaching = network::attach(&*self.env.plugins, &mut record, None);
+        let attached = self.telemetry.timed("network_create", attaching).await;
         match attached {
             Ok(_) => pod.held(entry, Resource::Network(Box::new(record))).await,
             Err(error) => {

@@ -1,12 +1,12 @@
 //! Taking down what nobody works on any more: after a reboot, or where every `delete` had to give up.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{
     recover::{RecoverError, Recovery, Remains},
     survey::{Found, Hands, look},
 };
-use crate::sys::socket;
+use crate::{sys::socket, telemetry::totals};
 
 /// Takes down what was found in a state folder, unless it is in anybody's hands by now, or not certainly in nobody's:
 /// then nothing is done, and the answer is where it stands.
@@ -18,10 +18,18 @@ pub async fn free(found: &Found, recovery: &Recovery) -> Result<Hands, RecoverEr
     if now.hands != Hands::Nobody {
         return Ok(now.hands);
     }
+    let run_dir = now.journal.as_ref().map(|journal| journal.about.run_dir.clone());
+    let begun = Instant::now();
     let socket = now.shim.as_ref().and_then(|shim| shim.socket.clone());
     let remains = Remains { state_dir: now.folder, shim: now.shim, patience: Duration::ZERO };
     match recovery.finish(remains).await {
-        Ok(_) => {}
+        Ok(_) => {
+            if let Some(run_dir) = run_dir {
+                let took = begun.elapsed();
+                let count = move || totals::count_where_kept(&run_dir, "leak_freed", took);
+                tokio::task::spawn_blocking(count).await?;
+            }
+        }
         Err(error) if error.is_locked() => return Ok(Hands::Locked),
         Err(error) => return Err(error),
     }

@@ -5,12 +5,15 @@
 
 pub mod trace;
 
+pub mod totals;
+
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use self::trace::Span;
@@ -21,7 +24,7 @@ pub const BOUNDS_MS: [u64; 15] =
     [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000];
 
 /// Counts and times of one kind of operation.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Series {
     pub count: u64,
     pub errors: u64,
@@ -43,7 +46,9 @@ impl Series {
         }
     }
 
-    fn and(mut self, other: &Self) -> Self {
+    /// Both together.
+    #[must_use]
+    pub fn and(mut self, other: &Self) -> Self {
         self.count += other.count;
         self.errors += other.errors;
         self.total += other.total;

@@ -77,6 +77,7 @@ impl Inspect for InspectService {
             operations: self.sandbox.operations().into_iter().map(series).collect(),
             shim: Some(shim).into(),
             teardowns: self.sandbox.teardowns(),
+            keeps_totals: env.options.keep_totals,
             ..GetResponse::default()
         };
         if let Some(sandbox) = self.sandbox.inspect() {
