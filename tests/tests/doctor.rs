@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -258,6 +259,12 @@ fn hierarchies() -> Vec<PathBuf> {
     mounts.filter_map(|line| Some(line.split(' ').nth(4)?.into())).collect()
 }
 
+/// A process that calls itself a holder, and whose parent is no shim.
+fn holder() -> Result<Child> {
+    let mut command = Command::new("cat");
+    command.arg0("mooring-pod").stdin(Stdio::piped()).spawn().context("run a holder")
+}
+
 async fn what_others_left_is_found_and_freed_by_the_commands_that_are_told(
     case: Case,
 ) -> Result<()> {
@@ -265,6 +272,7 @@ async fn what_others_left_is_found_and_freed_by_the_commands_that_are_told(
     let foreign = Foreign::begin(&case).await?;
     let pid = orphan(&case).await?;
     plant(node).await?;
+    let mut holder = holder()?;
     // A shim that containerd has forgotten.
     let mut forgotten = Life::new(&case, Kind::OwnNetwork);
     forgotten.run().await?;
@@ -279,6 +287,7 @@ async fn what_others_left_is_found_and_freed_by_the_commands_that_are_told(
         "container",
         "fifo",
         "files",
+        "holder",
         "image volume",
         "lease",
         "netns",
@@ -307,6 +316,7 @@ async fn what_others_left_is_found_and_freed_by_the_commands_that_are_told(
     obey(node, &again)?;
     is_clean(node).with_context(|| format!("before: {said}"))?;
     ensure!(!lives(pid), "the container runs on");
+    ensure!(holder.wait()?.signal() == Some(9), "the holder was not killed");
     node.ctr(&["containers", "rm", "orphan"]).await?;
     forgotten.end().await?;
     foreign.end().await?;

@@ -28,7 +28,9 @@ impl Look for Shims {
         let all = world.processes.values();
         all.filter_map(|process| {
             let shim = process.shim()?;
-            Self::is_unknown(&shim, world, records).then(|| self.finding(process, &shim, world))
+            let is_unknown = Self::is_unknown(&shim, world, records)
+                && !Self::serves_a_known_one(process, world, records);
+            is_unknown.then(|| self.finding(process, &shim, world))
         })
         .collect()
     }
@@ -52,6 +54,19 @@ impl Shims {
         let mut containers = found.into_iter().flat_map(|found| &found.containers);
         // What it serves lies in bundles: a shim of a group has the first one's name.
         !knows(shim.id) && !containers.any(|one| knows(one.id.as_str()))
+    }
+
+    /// Whether it is the parent of a container that containerd knows: a shim of a group keeps the name of its first
+    /// container when that is gone.
+    fn serves_a_known_one(process: &Process, world: &World, records: &Records) -> bool {
+        let mut children = world.states.iter().filter(|state| {
+            let init = state.running(&world.processes);
+            init.is_some_and(|init| init.parent == process.pid)
+        });
+        children.any(|state| {
+            let name = (state.namespace.clone(), state.id.clone());
+            records.tasks.contains(&name) || records.containers.contains(&name)
+        })
     }
 
     fn finding(&self, process: &Process, shim: &ShimCall<'_>, world: &World) -> Finding {

@@ -353,3 +353,6 @@ impl Sure {
         if rank(self) <= rank(other) { self } else { other }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -50,6 +50,12 @@ async fn tell(case: &Case) -> Result<ExitCode> {
     let code = crate::audit::report(&left);
     ensure!(left.is_empty(), "something was left behind");
     say("nothing.");
+    if case.handler == Handler::Mooring {
+        title("What the operator's tool says of this machine");
+        let config = node.folder().join("config.toml");
+        let config = config.to_str().context("a path that is no text")?;
+        mooring(&["doctor", "--containerd-config", config])?;
+    }
     Ok(code)
 }
 
