@@ -14,13 +14,18 @@ pub fn remarks() -> Vec<Remark> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let mut all = vec![of_release(release.trim())];
-    if !filesystems.lines().any(|line| line.trim() == "overlay") {
+    if !has_overlay(&filesystems) {
         all.push(
             Remark::note(PART, "overlay is not among its file systems (yet)")
                 .remedy("modprobe overlay"),
         );
     }
     all
+}
+
+/// `nodev` stands before those that need no device.
+fn has_overlay(filesystems: &str) -> bool {
+    filesystems.lines().any(|line| line.split_whitespace().next_back() == Some("overlay"))
 }
 
 fn of_release(release: &str) -> Remark {
@@ -41,6 +46,12 @@ fn of_release(release: &str) -> Remark {
 mod tests {
     use super::*;
     use crate::doctor::setup::Level;
+
+    #[test]
+    fn overlay_is_found_among_the_file_systems() {
+        assert!(has_overlay("nodev\tsysfs\n\text4\nnodev\toverlay\n"));
+        assert!(!has_overlay("nodev\tsysfs\n\text4\n") && !has_overlay(""));
+    }
 
     #[test]
     fn an_old_kernel_is_named() {
