@@ -26,6 +26,7 @@ pub mod random;
 pub mod remains;
 pub mod services;
 pub mod soak;
+pub mod strangers;
 pub mod stream;
 pub mod suite;
 pub mod systemd;
