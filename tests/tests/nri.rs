@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use mooring_e2e::audit::all_processes;
 use mooring_e2e::cri::{ContainerSpec, PodSpec};
-use mooring_e2e::faults::{Failpoints, steps_in};
+use mooring_e2e::faults::{Failpoints, steps_in, until};
 use mooring_e2e::life::{Kind, Life};
 use mooring_e2e::node::Settings;
 use mooring_e2e::nri::NriPlugins;
@@ -244,6 +245,27 @@ async fn a_plugin_that_hangs_is_cut_off_and_stops_nothing(case: Case) -> Result<
     end(&client).await
 }
 
+async fn a_stop_waits_for_a_synchronization_and_then_nothing_more_is_told(
+    case: Case,
+) -> Result<()> {
+    let script = json!({"hangs": "Synchronize"});
+    let plugins = install_with(&case, &[("10-hangs", script), ("20-later", json!({}))], "2s")?;
+    let client = created(&case).await?;
+    let starting = client.with_id(&client.id);
+    let start = tokio::spawn(async move { starting.start().await.map(drop) });
+    let is_told = || plugins.words().iter().any(|one| one == "10 Synchronize");
+    until(Duration::from_secs(10), "nobody was synchronized", is_told).await?;
+    client.stop().await.context("stop")?;
+    let started = start.await?;
+    let words = plugins.words();
+    let told_of_the_pod = words.iter().any(|one| one.contains("RunPodSandbox"));
+    // The start had not got further, so that nobody has to hear of its end.
+    assert!(started.is_err() && !told_of_the_pod, "{started:?}, {words:?}");
+    assert!(!words.iter().any(|one| one.contains("StopPodSandbox")), "{words:?}");
+    let _ = client.shutdown().await;
+    client.forget().await.context("forget")
+}
+
 async fn a_killed_shim_leaves_nothing_of_its_plugins(case: Case) -> Result<()> {
     let _network = Plugins::install(&case.node, "nri", "")?;
     let failpoints = Failpoints::of(&case.node);
@@ -292,6 +314,7 @@ suite!(Settings::default();
         what_mooring_does_not_do_is_refused_by_name,
         a_plugin_may_refuse_a_pod_and_a_container,
         a_plugin_that_hangs_is_cut_off_and_stops_nothing,
+        a_stop_waits_for_a_synchronization_and_then_nothing_more_is_told,
         a_killed_shim_leaves_nothing_of_its_plugins,
         pods_of_cri_are_not_announced_by_the_shim,
 );
