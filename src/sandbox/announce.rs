@@ -27,12 +27,17 @@ const REMOVAL: Duration = Duration::from_secs(30);
 impl Sandbox {
     /// Tells the plugins, if there are any to be told, of a pod whose namespaces and network are there.
     pub(super) async fn announce(&self, pod: &Arc<Pod>, keeper: &Keeper) -> Result<(), Error> {
-        let settings = &self.env.options.nri;
         let is_cris = self.env.namespace.as_str() == CRI && !pod.config.is_spec();
-        if settings.plugins.is_empty() || is_cris {
+        if self.env.options.nri.plugins.is_empty() || is_cris {
             return Ok(());
         }
         self.still_wanted()?;
+        // On the heap, here and below: whoever has no plugins does not pay for the room.
+        Box::pin(self.announce_start(pod, keeper)).await
+    }
+
+    async fn announce_start(&self, pod: &Arc<Pod>, keeper: &Keeper) -> Result<(), Error> {
+        let settings = &self.env.options.nri;
         let record = NriRecord {
             settings: settings.clone(),
             pod: self.described(pod, &keeper.place())?,
@@ -84,7 +89,7 @@ impl Sandbox {
     pub(super) async fn announce_stop(&self, deadline: Instant) -> Released {
         // A start that failed before the plugins were there.
         let Some(announcer) = self.announcer() else { return Released::AlreadyGone };
-        match timeout_at(deadline, announcer.pod(Event::StopPodSandbox)).await {
+        match timeout_at(deadline, Box::pin(announcer.pod(Event::StopPodSandbox))).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => log::warn!("sandbox {}: {error}", self.id()),
             Err(_) => log::warn!("sandbox {}: NRI plugins take too long", self.id()),
@@ -97,26 +102,32 @@ impl Sandbox {
         let announcer = self.nri.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(announcer) = announcer else { return };
         let deadline = Instant::now() + REMOVAL;
-        match timeout_at(deadline, announcer.pod(Event::RemovePodSandbox)).await {
+        match timeout_at(deadline, Box::pin(announcer.pod(Event::RemovePodSandbox))).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => log::warn!("sandbox {}: {error}", self.id()),
             Err(_) => log::warn!("sandbox {}: NRI plugins take too long", self.id()),
         }
-        announcer.end(deadline).await;
+        Box::pin(announcer.end(deadline)).await;
     }
 
-    /// Has the plugins adjust the specification of a container that is about to be created.
-    pub(super) async fn adjusted(&self, container: &Id, spec: Value) -> Result<Value, Error> {
+    /// The specification of a container that is about to be created, as the plugins want it; nothing where there are none.
+    pub(super) async fn adjusted(
+        &self,
+        container: &Id,
+        spec: &Value,
+    ) -> Result<Option<Value>, Error> {
         match self.announcer() {
-            Some(announcer) => Ok(announcer.create(container.as_str(), spec).await?),
-            None => Ok(spec),
+            Some(announcer) => {
+                Ok(Some(Box::pin(announcer.create(container.as_str(), spec.clone())).await?))
+            }
+            None => Ok(None),
         }
     }
 
     /// Tells that a container is about to be started. A plugin may refuse.
     pub async fn container_starts(&self, container: &Id) -> Result<(), Error> {
         match self.announcer() {
-            Some(announcer) => Ok(announcer.starting(container.as_str()).await?),
+            Some(announcer) => Ok(Box::pin(announcer.starting(container.as_str())).await?),
             None => Ok(()),
         }
     }

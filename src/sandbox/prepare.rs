@@ -39,9 +39,8 @@ impl Sandbox {
         let files = FilesRecord::in_dir(&self.env.run_dir());
         let shm = (pod.config.ipc == Scope::Pod).then(|| ShmRecord::in_dir(&self.env.run_dir()));
         let added = pod_files::add_pod_files(document, &PodFiles::of(&files, shm.as_ref()))?;
-        let offered = document.clone();
-        *document = self.adjusted(container, document.take()).await?;
-        if *document != offered {
+        if let Some(adjusted) = self.adjusted(container, document).await? {
+            *document = adjusted;
             // What a plugin asks for is no more the node's than what the client did.
             let (wanted, of) = (document.clone(), std::sync::Arc::clone(&pod));
             blocking(move || namespaces::check(&wanted, &of.config)).await??;
