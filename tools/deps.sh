@@ -47,7 +47,7 @@ stamp() { { cat "$here/deps.sh" "$here/apt.sh"; echo "$deps"; uname -m; } | sha2
 complete() {
   local part
   [ "$(cat "$deps/stamp" 2>/dev/null)" = "$1" ] || return 1
-  for part in bin/containerd bin/ctr bin/containerd-shim-runc-v2 bin/runc bin/runc-1.1 bin/crun bin/criu bin/busybox cni/bin/bridge; do
+  for part in bin/containerd bin/ctr bin/containerd-shim-runc-v2 bin/runc bin/runc-1.1 bin/crun bin/criu bin/promtool bin/busybox cni/bin/bridge; do
     [ -x "$deps/$part" ] || return 1
   done
   [ -z "$(missing_packages)" ]
@@ -126,16 +126,17 @@ fetch_oci_runtimes() {
   privatise "$deps/unpack/oci/usr/sbin/criu" "$deps/bin/criu"
 }
 
-# The machine's own runc is what many nodes of that age have, and what figures are compared with.
-fetch_old_runc() {
-  step="fetch the machine's own suite's runc"
-  local folder=$deps/apt/debs/own
+# The machine's own runc is what many nodes of that age have, and what figures are compared with; promtool checks alerts.
+fetch_of_own_suite() {
+  step="fetch the machine's own suite's runc and promtool"
+  local one folder=$deps/apt/debs/own
   apt-cache show runc >/dev/null 2>&1 || machine_index
   rm -rf "$folder"
   mkdir -p "$folder"
-  ( cd "$folder" && retry apt-get -q -o APT::Sandbox::User=root download runc )
-  quietly dpkg -x "$folder"/runc_*.deb "$deps/unpack/own" || fail "cannot unpack runc"
+  ( cd "$folder" && retry apt-get -q -o APT::Sandbox::User=root download runc prometheus )
+  for one in "$folder"/*.deb; do quietly dpkg -x "$one" "$deps/unpack/own" || fail "cannot unpack $one"; done
   place "$deps/unpack/own/usr/sbin/runc" "$deps/bin/runc-1.1"
+  place "$deps/unpack/own/usr/bin/promtool" "$deps/bin/promtool"
 }
 
 # --- what is there --------------------------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ versions() {
   report ctr "$deps/bin/ctr" --version
   report containerd-shim-runc-v2 bash -c "'$deps/bin/containerd-shim-runc-v2' -v | tr '\n' ' '"
   local part
-  for part in runc runc-1.1 crun criu; do report "$part" "$deps/bin/$part" --version; done
+  for part in runc runc-1.1 crun criu promtool; do report "$part" "$deps/bin/$part" --version; done
   report "CNI plugins" env CNI_COMMAND=VERSION bash -c "'$deps/cni/bin/bridge' </dev/null 2>&1 | head -n 1; true"
   report busybox "$deps/bin/busybox" busybox --help
   report iptables iptables --version
@@ -200,7 +201,7 @@ main() {
   fetch_cni
   fetch_busybox
   fetch_oci_runtimes
-  fetch_old_runc
+  fetch_of_own_suite
   # The tests make them anew, out of the busybox that has come.
   rm -rf "$deps/images"
   # The indexes and the trees that the parts were picked from are several times their size.

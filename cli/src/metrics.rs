@@ -41,7 +41,7 @@ pub fn run(args: &MetricsArgs, out: &mut dyn Write) -> Result<Exit> {
 async fn once(places: &Places, pods: bool, out: &mut dyn Write) -> Result<Exit> {
     let seen = scrape::scrape(places, pods).await?;
     let sums = sums::Sums::now(&seen);
-    write!(out, "{}", expose::text(samples::of(&seen, &sums, pods))?)?;
+    write!(out, "{}", expose::text(samples::of(&seen, &sums, pods), expose::Format::OpenMetrics)?)?;
     Ok(if seen.complaints.is_empty() { Exit::Clean } else { Exit::Findings })
 }
 

@@ -16,6 +16,7 @@ use mooring_e2e::suite;
 use mooring_e2e::suite::Case;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::{Value, json};
 
 const TOTALS: &str = "/run/mooring/totals.json";
 
@@ -144,8 +145,9 @@ struct Server {
 }
 
 impl Server {
-    fn start() -> Result<Self> {
+    fn start(arguments: &[&str]) -> Result<Self> {
         let mut child = tool(&["--listen", "127.0.0.1:0"])?
+            .args(arguments)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -159,9 +161,12 @@ impl Server {
     }
 
     /// The head and body of an answer.
-    fn get(&self, path: &str) -> Result<(String, String)> {
+    fn get(&self, path: &str, accept: &str) -> Result<(String, String)> {
         let mut stream = TcpStream::connect(&self.address)?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
+        )?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").context("no head")?;
@@ -179,9 +184,10 @@ impl Server {
 /// Without totals: what a shim said last is remembered.
 async fn a_server_counts_pods_that_are_gone(case: Case) -> Result<()> {
     let _plugins = Plugins::install(&case.node, "served", "")?;
-    let server = Server::start()?;
+    let server = Server::start(&[])?;
     let scrape = || -> Result<Scrape> {
-        let (head, body) = server.get("/metrics")?;
+        let (head, body) =
+            server.get("/metrics", "application/openmetrics-text;version=1.0.0,*/*")?;
         ensure!(head.starts_with("HTTP/1.1 200") && head.contains("openmetrics-text"), "{head}");
         Scrape::of(&body)
     };
@@ -192,11 +198,58 @@ async fn a_server_counts_pods_that_are_gone(case: Case) -> Result<()> {
         life.end().await?;
         scrape()?.must(STOPS, &[], count)?;
     }
-    ensure!(server.get("/other")?.0.starts_with("HTTP/1.1 404"), "another path is answered");
+    ensure!(server.get("/other", "*/*")?.0.starts_with("HTTP/1.1 404"), "another path is answered");
     ensure!(!Path::new(TOTALS).exists(), "something was written down");
     server.end()
 }
 
+/// Runs promtool, with `input` on its standard input.
+fn promtool(case: &Case, arguments: &[&str], input: &str) -> Result<()> {
+    let mut child = Command::new(case.node.deps().join("bin/promtool"))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("run promtool")?;
+    child.stdin.take().context("no standard input")?.write_all(input.as_bytes())?;
+    let output = child.wait_with_output()?;
+    let said = [&output.stdout[..], &output.stderr[..]].concat();
+    ensure!(output.status.success(), "promtool {arguments:?}: {}", String::from_utf8_lossy(&said));
+    Ok(())
+}
+
+/// The text of a scrape, the alerts, and each query of the dashboard.
+async fn promtool_understands_all_of_it(case: Case) -> Result<()> {
+    let _plugins = Plugins::install(&case.node, "promtool", "")?;
+    let life = running(&case).await?;
+    let server = Server::start(&["--pods"])?;
+    let (head, scrape) = server.get("/metrics", "text/plain")?;
+    server.end()?;
+    life.stop().await?;
+    life.end().await?;
+    ensure!(head.contains("text/plain; version=0.0.4"), "{head}");
+    promtool(&case, &["check", "metrics"], &scrape)?;
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    let alerts = deploy.join("alerts.yaml");
+    promtool(&case, &["check", "rules", alerts.to_str().context("a path that is no text")?], "")?;
+
+    let dashboard: Value = serde_json::from_slice(&std::fs::read(deploy.join("grafana.json"))?)?;
+    let panels = dashboard["panels"].as_array().context("no panels")?.iter();
+    let queries = panels.flat_map(|panel| panel["targets"].as_array()).flatten();
+    let rules = queries.enumerate().map(|(number, target)| {
+        let query = target["expr"].as_str().unwrap_or_default();
+        // What Grafana puts in their place.
+        let query = query.replace("$__rate_interval", "5m").replace("$node", ".+");
+        json!({ "record": format!("query:{number}"), "expr": query })
+    });
+    let rules = json!({ "groups": [{ "name": "dashboard", "rules": rules.collect::<Vec<_>>() }] });
+    let file = case.node.folder().join("dashboard.yaml");
+    std::fs::write(&file, rules.to_string())?;
+    promtool(&case, &["check", "rules", file.to_str().context("a path that is no text")?], "")
+}
+
 suite!(Settings::default();
     both: ;
-    mooring: a_scrape_tells_what_the_node_does, a_server_counts_pods_that_are_gone);
+    mooring: a_scrape_tells_what_the_node_does, a_server_counts_pods_that_are_gone,
+        promtool_understands_all_of_it);

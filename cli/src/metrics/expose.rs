@@ -1,11 +1,11 @@
-//! Values in the text format of OpenMetrics.
+//! Values as text: in the format of OpenMetrics, and in Prometheus' own for those who do not ask for that.
 
 use std::fmt;
 
 use mooring::telemetry::{BOUNDS_MS, Series};
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text::encode},
+    encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, prometheus_text, text},
     registry::Registry,
 };
 
@@ -14,15 +14,40 @@ use super::{
     samples::{Sample, Value},
 };
 
-/// What the text is called over HTTP.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// How values are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    OpenMetrics,
+    Prometheus,
+}
+
+const OPEN_METRICS: &str = "application/openmetrics-text";
+
+impl Format {
+    /// What a client takes, by the header Accept of its request.
+    pub fn accepted(header: Option<&str>) -> Self {
+        let open = header.is_some_and(|header| header.contains(OPEN_METRICS));
+        if open { Self::OpenMetrics } else { Self::Prometheus }
+    }
+
+    /// What it is called over HTTP.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
 
 /// The samples as text, family by family.
-pub fn text(samples: Vec<Sample>) -> Result<String, fmt::Error> {
+pub fn text(samples: Vec<Sample>, format: Format) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Samples(samples)));
     let mut text = String::new();
-    encode(&mut text, &registry)?;
+    match format {
+        Format::OpenMetrics => text::encode(&mut text, &registry)?,
+        Format::Prometheus => prometheus_text::encode(&mut text, &registry)?,
+    }
     Ok(text)
 }
 

@@ -7,14 +7,19 @@ use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::CONTENT_TYPE,
+    header::{ACCEPT, CONTENT_TYPE, HeaderValue},
     server::conn::http1,
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::Mutex};
 
-use super::{Places, expose, samples, scrape, sums::Kept};
+use super::{
+    Places,
+    expose::{self, Format},
+    samples, scrape,
+    sums::Kept,
+};
 
 /// How long a client may take for the head of its request.
 const HEAD: Duration = Duration::from_secs(10);
@@ -33,12 +38,12 @@ impl Source {
         Self { places, pods, kept: Mutex::default() }
     }
 
-    async fn text(&self) -> Result<String> {
+    async fn text(&self, format: Format) -> Result<String> {
         // Counters must not overtake one another.
         let mut kept = self.kept.lock().await;
         let seen = scrape::scrape(&self.places, self.pods).await?;
         let sums = kept.after(&seen);
-        Ok(expose::text(samples::of(&seen, &sums, self.pods))?)
+        Ok(expose::text(samples::of(&seen, &sums, self.pods), format)?)
     }
 }
 
@@ -79,10 +84,12 @@ async fn answer(
     if request.method() != Method::GET {
         return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "GET is all there is\n"));
     }
-    Ok(match source.text().await {
+    let accept = request.headers().get(ACCEPT).and_then(|header| header.to_str().ok());
+    let format = Format::accepted(accept);
+    Ok(match source.text(format).await {
         Ok(text) => {
             let mut response = Response::new(Full::from(text));
-            let kind = hyper::header::HeaderValue::from_static(expose::CONTENT_TYPE);
+            let kind = HeaderValue::from_static(format.content_type());
             response.headers_mut().insert(CONTENT_TYPE, kind);
             response
         }

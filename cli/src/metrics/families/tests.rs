@@ -40,3 +40,46 @@ fn the_document_has_every_metric_and_no_other() {
     }
     assert_eq!(rows.len(), ALL.len(), "docs/metrics.md has lines of metrics that are not there");
 }
+
+/// What a query may call a metric.
+fn names(family: &Family) -> Vec<String> {
+    let endings: &[&str] = match family.kind {
+        MetricType::Counter => &["_total"],
+        MetricType::Histogram => &["_bucket", "_sum", "_count"],
+        _ => &[""],
+    };
+    endings.iter().map(|ending| format!("{}{ending}", family.name)).collect()
+}
+
+#[test]
+fn the_dashboard_and_the_alerts_name_metrics_that_are_there() {
+    let known: BTreeSet<String> = ALL.iter().flat_map(names).collect();
+    for file in ["deploy/grafana.json", "deploy/alerts.yaml"] {
+        let text = read(file);
+        let words = text.split(|one: char| !one.is_ascii_alphanumeric() && one != '_');
+        let named: BTreeSet<&str> = words
+            .filter(|word| word.starts_with("mooring_") || word.starts_with("container_network_"))
+            // In prose, a histogram without its ending.
+            .filter(|word| !ALL.iter().any(|family| family.name == *word))
+            .collect();
+        assert!(named.len() > 3, "{file} names {named:?}");
+        for name in named {
+            assert!(known.contains(name), "{file} names {name}");
+        }
+    }
+}
+
+#[test]
+fn the_dashboard_is_json_with_a_query_in_each_panel() {
+    let dashboard: serde_json::Value = serde_json::from_str(&read("deploy/grafana.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    assert!(panels.len() > 8);
+    for panel in panels {
+        let targets = panel["targets"].as_array().unwrap();
+        assert!(!targets.is_empty(), "{panel}");
+        for target in targets {
+            let query = target["expr"].as_str().unwrap();
+            assert!(query.contains("mooring_") || query.contains("container_network_"), "{query}");
+        }
+    }
+}

@@ -9,7 +9,7 @@ use mooring::{
 };
 
 use super::*;
-use crate::metrics::expose::text;
+use crate::metrics::expose::{Format, text};
 
 fn found(id: &str, hands: Hands) -> Found {
     Found {
@@ -76,7 +76,7 @@ fn seen() -> Seen {
 
 fn told(pods: bool) -> Vec<String> {
     let seen = seen();
-    let text = text(of(&seen, &Sums::now(&seen), pods)).unwrap();
+    let text = text(of(&seen, &Sums::now(&seen), pods), Format::OpenMetrics).unwrap();
     assert!(text.ends_with("# EOF\n"), "{text}");
     text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
 }
