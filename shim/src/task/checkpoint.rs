@@ -122,9 +122,13 @@ impl Container {
     }
 }
 
-/// Whether criu has met a process in the middle of starting another.
+/// What criu says of a process in the middle of starting another, and of one that is the OCI runtime's own still, for the
+/// moment until it has become the container's program.
+const OF_THE_MOMENT: [&str; 2] = ["Unseizable", "Can't lookup mount"];
+
 fn is_of_the_moment(error: &runtime::Error) -> bool {
-    matches!(error, runtime::Error::Refused { complaint, .. } if complaint.contains("Unseizable"))
+    let runtime::Error::Refused { complaint, .. } = error else { return false };
+    OF_THE_MOMENT.iter().any(|words| complaint.contains(words))
 }
 
 /// A folder that a client names: an absolute path without detours, and nowhere in what the container itself can change.
