@@ -124,7 +124,7 @@ impl Container {
 
 /// What criu says of a process in the middle of starting another, and of one that is the OCI runtime's own still, for the
 /// moment until it has become the container's program.
-const OF_THE_MOMENT: [&str; 2] = ["Unseizable", "Can't lookup mount"];
+const OF_THE_MOMENT: [&str; 3] = ["Unseizable", "fd=-3 path=/runc;", "fd=-3 path=/crun;"];
 
 fn is_of_the_moment(error: &runtime::Error) -> bool {
     let runtime::Error::Refused { complaint, .. } = error else { return false };
@@ -233,6 +233,9 @@ mod tests {
         };
         let complaint = "criu failed: type DUMP errno 0: Timeout reached. Try to interrupt: 0; Unseizable non-zombie 7 found, state D, err -1/4";
         assert!(is_of_the_moment(&refused(complaint)));
+        let init =
+            "criu failed: Can't lookup mount=45 for fd=-3 path=/runc; Collect mappings failed";
+        assert!(is_of_the_moment(&refused(init)));
         assert!(!is_of_the_moment(&refused("criu failed: Can't lookup mount=27")));
     }
 
