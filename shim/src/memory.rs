@@ -10,6 +10,10 @@ const CALM: Duration = Duration::from_secs(1);
 const TRIM_THRESHOLD: libc::c_int = 64 << 10;
 /// What is larger than this gets pages of its own, which go back when it is freed.
 const MMAP_THRESHOLD: libc::c_int = 64 << 10;
+/// Pages of the stack that the call itself may need.
+const FRAMES: usize = 2;
+/// How far below the stack is emptied, in bytes.
+const DEEPEST: usize = 256 << 10;
 /// How much more than needed is taken from the kernel at a time.
 const TOP_PAD: libc::c_int = 16 << 10;
 
@@ -42,8 +46,22 @@ pub async fn give_back() {
         sleep(CALM).await;
         // SAFETY: malloc_trim only looks at the allocator's own free memory, under its lock.
         unsafe { libc::malloc_trim(0) };
+        empty_stack();
         unmap_program();
     }
+}
+
+/// Gives back what deeper calls than this one have touched of the stack.
+#[inline(never)]
+fn empty_stack() {
+    let page = rustix::param::page_size();
+    let here = 0_u8;
+    let end = ((&raw const here).addr() / page).saturating_sub(FRAMES) * page;
+    let first = std::ptr::without_provenance_mut(end.saturating_sub(DEEPEST));
+    // SAFETY: nothing below the stack pointer and what a call may use beside it is anybody's: what signals put there is
+    // gone when this thread goes on. Where the stack does not reach as deep there is nothing, since the kernel keeps a
+    // gap below it that is wider than this (stack_guard_gap, 1 MiB).
+    unsafe { libc::madvise(first, DEEPEST, libc::MADV_DONTNEED) };
 }
 
 /// Takes the program's own pages out of this process's page table. They are in the page cache and come back, a few
@@ -69,6 +87,38 @@ fn unmap_program() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Touches a good deal of the stack.
+    #[inline(never)]
+    fn dive(depth: usize) -> usize {
+        let block = std::hint::black_box([depth; 1024]);
+        if depth == 0 { block[0] } else { dive(depth - 1) + block[1023] }
+    }
+
+    #[test]
+    fn what_deep_calls_have_touched_goes_back_and_nothing_else() {
+        let own = std::hint::black_box([7_u8; 4096]);
+        let deepest = || {
+            let here = 0_u8;
+            (&raw const here).addr() - (100 << 10)
+        };
+        // mincore(2) tells of anonymous pages whether they are there.
+        let is_there = |address: usize| {
+            let page = address / 4096 * 4096;
+            let mut seen = 0_u8;
+            // SAFETY: a page of this thread's stack, and a byte for the answer.
+            let asked = unsafe {
+                libc::mincore(std::ptr::without_provenance_mut(page), 4096, &raw mut seen)
+            };
+            asked == 0 && seen & 1 == 1
+        };
+        assert!(dive(20) > 0);
+        assert!(is_there(deepest()), "160 KiB were touched");
+        empty_stack();
+        assert!(!is_there(deepest()));
+        assert!(own.iter().all(|byte| *byte == 7));
+        assert!(dive(20) > 0, "the stack is there again");
+    }
 
     #[test]
     fn the_program_goes_on_without_its_pages() {
