@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use mooring_e2e::faults::{kill_shim, nobody_works_for, shim_of};
+use mooring_e2e::faults::{kill_shim, shim_of, until};
 use mooring_e2e::life::{Kind, Life};
 use mooring_e2e::node::{Settings, shim};
 use mooring_e2e::plugins::Plugins;
@@ -124,7 +124,8 @@ async fn a_scrape_tells_what_the_node_does(case: Case) -> Result<()> {
     scrape.must(STOPS, &[], 1.0)?;
     plugins.mend("ptp", &format!("DEL.{}", hung.id()));
     kill_shim(hung.id())?;
-    nobody_works_for(hung.id(), Duration::from_mins(1)).await?;
+    let completed = || !hung.is_remembered();
+    until(Duration::from_mins(1), "its teardown is not completed", completed).await?;
     let scrape = Scrape::once(&[]).await?;
     scrape.must("mooring_teardowns_resumed_total", &[], 1.0)?;
     hung.end().await?;
