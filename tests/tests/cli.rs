@@ -124,9 +124,10 @@ async fn gc_goes_on_where_it_failed(case: Case) -> Result<()> {
 }
 
 async fn whoever_is_not_root_is_told_so_first(_: Case) -> Result<()> {
-    for command in ["ls", "gc", "doctor"] {
+    for command in ["ls", "gc", "doctor", "inspect x", "stop x", "metrics"] {
         let mut unprivileged = Command::new("unshare");
-        unprivileged.args(["--user", "--map-user=1000"]).arg(tool()?).arg(command);
+        let words = command.split(' ');
+        unprivileged.args(["--user", "--map-user=1000"]).arg(tool()?).args(words);
         let output = unprivileged.output().context("run mooring")?;
         let said = text(&output);
         ensure!(output.status.code() == Some(2), "{command}: {said}");

@@ -240,3 +240,6 @@ async fn follow<F: Fn(Step)>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
