@@ -8,7 +8,7 @@
 #   make test-vm   the end-to-end tests on emulated machines, e.g. VM="runc crun" FILTER=cri_io,::a_shim_killed; FILTER=all
 #   make test-upgrade  each release ends the pods that the other began; PREVIOUS is the other one's revision
 #   make fuzz      TIME=10m of each fuzz target, or of TARGET="journal options" (docs/fuzzing.md)
-#   make bench     Mooring beside containerd's own sandboxes, side by side in one run
+#   make bench     Mooring beside containerd's own sandboxes, side by side in one run; BENCH="--only calls,idle" (docs/benchmarks.md)
 #   make soak      random pods, execs and faults for TIME=30m: nothing may grow; SOAK="--seed 7" and other options of "lab soak"
 #   make lab       a private containerd to play with (lab-stop ends it)
 #   make fresh     demo and test in a bare Debian root made for it; FRESH="demo" for one of them; FRESH="deb" installs and

@@ -463,6 +463,11 @@ fn runc(deps: &Path) -> PathBuf {
     std::env::var_os("MOORING_RUNC").map_or_else(|| deps.join("bin/runc"), PathBuf::from)
 }
 
+/// The OCI runtime's command line, as the shims call it.
+pub fn runtime(deps: &Path) -> Vec<String> {
+    vec![runc(deps).display().to_string()]
+}
+
 fn must_exist(at: &Path, what_to_do: &str) -> Result<()> {
     if !at.exists() {
         bail!("{} is missing: {what_to_do}", at.display());

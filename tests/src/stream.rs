@@ -143,6 +143,20 @@ impl Session {
         Ok(())
     }
 
+    /// Reads until so many bytes have come on standard output.
+    pub async fn receive(&mut self, bytes: usize) -> Result<()> {
+        while self.stdout.len() < bytes {
+            let limit = crate::patience(std::time::Duration::from_secs(20));
+            let Ok(more) = tokio::time::timeout(limit, self.read()).await else {
+                bail!("the stream stands still at {} of {bytes} bytes", self.stdout.len());
+            };
+            if !more? {
+                bail!("the stream ended after {} of {bytes} bytes", self.stdout.len());
+            }
+        }
+        Ok(())
+    }
+
     /// Reads to the end and returns everything from standard output.
     pub async fn to_end(&mut self) -> Result<String> {
         while tokio::time::timeout(crate::patience(std::time::Duration::from_secs(20)), self.read())

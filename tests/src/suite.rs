@@ -35,6 +35,9 @@ pub enum Handler {
 }
 
 impl Handler {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Runc, Self::Mooring];
+
     /// As the node's configuration calls it.
     pub fn name(self) -> &'static str {
         match self {

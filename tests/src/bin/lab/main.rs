@@ -72,6 +72,8 @@ enum Command {
     },
     /// Mooring beside containerd's own sandboxes, alternating in one run.
     Bench(bench::Options),
+    /// What pods cannot do without, done bare: the same CNI plugins, OCI runtime calls and system calls.
+    Floor(bench::FloorOptions),
     /// Random pods, execs and faults for a long time, and whether anything grows.
     Soak(soak::Options),
     /// What the containerd that is up has left of its pods; or, with an option, what this machine has that bears
@@ -86,9 +88,10 @@ enum Command {
 }
 
 fn handler(name: &str) -> Result<Handler, String> {
-    let all = [Handler::Runc, Handler::Mooring];
-    let found = all.into_iter().find(|one| one.name() == name);
-    found.ok_or_else(|| format!("no handler {name:?}: there are runc and mooring"))
+    let found = Handler::ALL.into_iter().find(|one| one.name() == name);
+    found.ok_or_else(|| {
+        format!("no handler {name:?}: there are {}", Handler::ALL.map(Handler::name).join(", "))
+    })
 }
 
 fn main() -> ExitCode {
@@ -106,6 +109,7 @@ fn main() -> ExitCode {
         }
         Command::Smoke { handler } => smoke::run(dir, handler),
         Command::Bench(options) => bench::run(&options),
+        Command::Floor(options) => bench::floor(&options),
         Command::Soak(options) => soak::run(&options),
         Command::Audit(options) => audit::run(dir, &options),
         Command::Fresh { targets } => fresh::run(&targets),
