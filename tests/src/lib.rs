@@ -24,6 +24,7 @@ pub mod oci;
 pub mod otlp;
 pub mod plugins;
 pub mod random;
+pub mod registry;
 pub mod remains;
 pub mod services;
 pub mod soak;

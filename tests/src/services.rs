@@ -40,9 +40,18 @@ pub struct CheckpointOptions {
     /// Whether the container ends with it.
     #[prost(bool, tag = "1")]
     pub exit: bool,
+    /// Whether connections are kept.
+    #[prost(bool, tag = "2")]
+    pub open_tcp: bool,
+    /// Whether sockets of others than the container's processes are kept.
+    #[prost(bool, tag = "3")]
+    pub external_unix_sockets: bool,
     /// Whether a terminal is kept.
     #[prost(bool, tag = "4")]
     pub terminal: bool,
+    /// Whether locks of files are kept.
+    #[prost(bool, tag = "5")]
+    pub file_locks: bool,
     /// What becomes of cgroups.
     #[prost(string, tag = "7")]
     pub cgroups_mode: String,

@@ -9,14 +9,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use containerd_client::tonic::{Code, Status};
+use k8s_cri::v1::{CheckpointContainerRequest, ImageSpec, ListImagesRequest, PullImageRequest};
 use mooring_e2e::audit::all_processes;
 use mooring_e2e::cri::{ContainerSpec, PodSpec};
 use mooring_e2e::faults::{Failpoints, kill_shim, nobody_works_for, until};
 use mooring_e2e::node::{Configuration, IMAGE, Settings};
+use mooring_e2e::registry::Registry;
 use mooring_e2e::services::{CheckpointOptions, Client, Streams, Task, container_spec};
 use mooring_e2e::suite;
 use mooring_e2e::suite::{Case, Handler};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// containerd's numbers of states.
@@ -46,6 +48,26 @@ impl Counter {
     }
 
     async fn with(case: &Case, script: &str, terminal: bool) -> Result<Self> {
+        Self::changed(case, script, terminal, |_| ()).await
+    }
+
+    /// On the node's network, which is there when it is restored: criu makes an empty one where it was its own.
+    async fn of_the_node(case: &Case, script: &str, mount: Option<Value>) -> Result<Self> {
+        let change = |spec: &mut Value| {
+            let namespaces = spec.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut);
+            namespaces.into_iter().for_each(|all| all.retain(|one| one["type"] != "network"));
+            let mounts = spec["mounts"].as_array_mut();
+            mounts.into_iter().for_each(|all| all.extend(mount.clone()));
+        };
+        Self::changed(case, script, false, change).await
+    }
+
+    async fn changed(
+        case: &Case,
+        script: &str,
+        terminal: bool,
+        change: impl Fn(&mut Value),
+    ) -> Result<Self> {
         let id = case.unique("count");
         let folder = case.node.folder().join("checkpoints").join(&id);
         let root = folder.join("root");
@@ -66,6 +88,7 @@ impl Counter {
             });
             spec["mounts"].as_array_mut().context("mounts")?.push(pts);
         }
+        change(&mut spec);
         let task = Client::new(case).plain_container(&id, &spec).await?;
         let (streams, output) = streams(&folder, terminal)?;
         Ok(Self { handler: case.handler, task, root, folder, streams, output })
@@ -284,6 +307,111 @@ async fn a_terminal_is_connected_again(case: Case) -> Result<()> {
     counter.end().await
 }
 
+/// Refused without the option, whose name the caller sees in criu's words; with it the container goes on.
+async fn kept_only_when_asked(
+    mut counter: Counter,
+    ask: impl Fn(&mut CheckpointOptions),
+    still_there: impl Fn(&Counter, u32) -> bool,
+) -> Result<()> {
+    counter.start().await?;
+    let refused = counter.checkpoint_with(&counter.options(true)).await;
+    let error = refused.expect_err("it was not asked for");
+    if counter.handler == Handler::Runc {
+        counter.task.resume().await?;
+    }
+    let then = counter.count();
+    counter.goes_beyond(then).await.with_context(|| format!("after {error:#}"))?;
+    fs::remove_dir_all(counter.images())?;
+    let mut options = counter.options(true);
+    ask(&mut options);
+    counter.checkpoint_with(&options).await?;
+    counter.task.wait().await?;
+    let last = counter.count();
+    counter.task.delete().await?;
+    if counter.handler == Handler::Runc {
+        // The peer does not tell its runtime again what was asked for, and cannot restore it.
+        return counter.forget().await;
+    }
+    counter.create_restored().await?;
+    counter.task.start().await?;
+    counter.goes_beyond(last).await?;
+    until(PATIENCE, "what was open is not there", || still_there(&counter, last)).await?;
+    counter.end().await
+}
+
+/// It tells itself the numbers through a connection.
+async fn a_connection_is_kept_when_asked(case: Case) -> Result<()> {
+    if !restores(&case) {
+        return Ok(());
+    }
+    let script = "for one in q h; do /bin/busybox mkfifo /$one; done; exec 4<>/q 5<>/h; \
+        /bin/busybox nc -l -p 7777 127.0.0.1 <&5 >/got & \
+        (until /bin/busybox nc 127.0.0.1 7777 </q; do :; done) & \
+        until /bin/busybox test -s /got; do echo 0 >&4; read -t 0.05 x <&5; done; exec 3<>/f; \
+        i=0; while :; do i=$((i+1)); echo $i >&4; echo $i >/n; read -t 0.05 x <&3; done";
+    let counter = Counter::of_the_node(&case, script, None).await?;
+    let arrived = |counter: &Counter, last: u32| {
+        let got = fs::read_to_string(counter.root.join("got")).unwrap_or_default();
+        got.lines().filter_map(|line| line.parse::<u32>().ok()).any(|number| number > last + 1)
+    };
+    kept_only_when_asked(counter, |options| options.open_tcp = true, arrived).await
+}
+
+async fn a_lock_is_kept_when_asked(case: Case) -> Result<()> {
+    if !restores(&case) {
+        return Ok(());
+    }
+    // busybox knows no locks: the node's own program is lent to it.
+    let lent = json!({
+        "destination": "/usr", "type": "bind", "source": "/usr", "options": ["bind", "ro"],
+    });
+    let script = format!("exec 6>/lock; /usr/bin/flock -x 6 || exit 9; {COUNT}");
+    let counter = Counter::of_the_node(&case, &script, Some(lent)).await?;
+    for folder in ["lib", "lib64"] {
+        std::os::unix::fs::symlink(format!("usr/{folder}"), counter.root.join(folder))?;
+    }
+    let held = |counter: &Counter, _| {
+        let file = File::open(counter.root.join("lock"));
+        file.is_ok_and(|file| matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)))
+    };
+    kept_only_when_asked(counter, |options| options.file_locks = true, held).await
+}
+
+/// To the log of the node, as a daemon has one.
+async fn a_socket_of_the_node_is_kept_when_asked(case: Case) -> Result<()> {
+    if !restores(&case) {
+        return Ok(());
+    }
+    let log = case.node.folder().join(case.unique("log"));
+    let listener = std::os::unix::net::UnixDatagram::bind(&log)?;
+    listener.set_nonblocking(true)?;
+    let bind = json!({
+        "destination": log, "type": "bind", "source": log, "options": ["bind"],
+    });
+    // Its first words open the socket. criu connects it again by the name that the node gave it.
+    let script = format!(
+        "/bin/busybox ln -s {} /dev/log; /bin/busybox mkdir -p /cron; \
+         /bin/busybox crond -f -c /cron & {COUNT}",
+        log.display()
+    );
+    let counter = Counter::of_the_node(&case, &script, Some(bind)).await?;
+    let heard = || listener.recv(&mut [0; 256]).is_ok();
+    let connected = |_: &Counter, _| {
+        let mut of_it = all_processes().into_iter().filter(|one| one.command.contains("crond -f"));
+        of_it.any(|one| {
+            let open = fs::read_dir(format!("/proc/{}/fd", one.pid)).into_iter().flatten();
+            let mut targets = open.flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
+            targets.any(|target| target.to_string_lossy().starts_with("socket"))
+        })
+    };
+    let ask = |options: &mut CheckpointOptions| {
+        assert!(heard(), "crond has said nothing");
+        options.external_unix_sockets = true;
+    };
+    kept_only_when_asked(counter, ask, connected).await?;
+    fs::remove_file(&log).context("remove the socket")
+}
+
 async fn a_checkpoint_that_is_none_is_no_container(case: Case) -> Result<()> {
     if !restores(&case) {
         return Ok(());
@@ -460,7 +588,7 @@ async fn a_pods_container_is_checkpointed_over_cri(case: Case) -> Result<()> {
     let container = pod.start(&ContainerSpec::script("main", COUNT)).await?;
     container.logged("stdout", |text| text.lines().count() > 2).await?;
     let archive = case.node.folder().join(case.unique("checkpoint")).with_extension("tar");
-    let request = k8s_cri::v1::CheckpointContainerRequest {
+    let request = CheckpointContainerRequest {
         container_id: container.id.clone(),
         location: archive.display().to_string(),
         timeout: 0,
@@ -473,6 +601,53 @@ async fn a_pods_container_is_checkpointed_over_cri(case: Case) -> Result<()> {
     container.logged("stdout", |text| text.lines().count() > before).await?;
     fs::remove_file(&archive)?;
     pod.end().await
+}
+
+/// In another pod, from the archive that a kubelet's endpoint leaves. CRI pulls the image again that it was made of.
+async fn a_pods_container_goes_on_in_another_pod(case: Case) -> Result<()> {
+    if !restores(&case) {
+        return Ok(());
+    }
+    let node = &case.node;
+    let _registry = Registry::start(&node.deps().join("images/busybox.tar")).await?;
+    let image = ImageSpec { image: Registry::IMAGE.to_owned(), ..Default::default() };
+    let pull = PullImageRequest { image: Some(image.clone()), ..Default::default() };
+    node.images().pull_image(pull).await.context("PullImage")?;
+    let pod = PodSpec::new(&case).run().await?;
+    let mut spec = ContainerSpec::script("main", COUNT);
+    spec.config.image = Some(image.clone());
+    let container = pod.start(&spec).await?;
+    container.logged("stdout", |text| text.lines().count() > 2).await?;
+    let archive = node.folder().join(case.unique("checkpoint")).with_extension("tar");
+    let request = CheckpointContainerRequest {
+        container_id: container.id.clone(),
+        location: archive.display().to_string(),
+        timeout: 0,
+    };
+    node.cri().checkpoint_container(request).await?;
+    pod.end().await?;
+
+    let pod = PodSpec::new(&case).run().await?;
+    let mut spec = ContainerSpec::new("main", &[]);
+    spec.config.image =
+        Some(ImageSpec { image: archive.display().to_string(), ..Default::default() });
+    let container = pod.start(&spec).await?;
+    let said = container.logged("stdout", |text| text.lines().count() > 2).await?;
+    let first = said.lines().next().and_then(|line| line.parse::<u32>().ok());
+    assert!(first.is_some_and(|first| first > 2), "it began anew: {said}");
+    // It is this pod's: its address, its stop.
+    let addresses = container.shell("ip -4 addr show eth0").await?;
+    assert!(addresses.contains(&pod.address().await?), "{addresses}");
+    container.stop(1).await?;
+    pod.end().await?;
+    fs::remove_file(&archive)?;
+    // CRI would take the name away that all tests know the same image by.
+    let all = node.images().list_images(ListImagesRequest::default()).await?.into_inner().images;
+    let names = all.into_iter().flat_map(|image| [image.repo_tags, image.repo_digests].concat());
+    for name in names.filter(|name| name.starts_with("localhost:5000/")) {
+        node.ctr(&["--namespace", "k8s.io", "images", "rm", &name]).await?;
+    }
+    Ok(())
 }
 
 async fn ctr_checkpoints_and_restores(case: Case) -> Result<()> {
@@ -528,6 +703,9 @@ fn main() {
         a_counter_goes_on_after_its_checkpoint_and_another_from_there,
     );
     suite.both("a_terminal_is_connected_again", a_terminal_is_connected_again);
+    suite.both("a_connection_is_kept_when_asked", a_connection_is_kept_when_asked);
+    suite.both("a_lock_is_kept_when_asked", a_lock_is_kept_when_asked);
+    suite.both("a_socket_of_the_node_is_kept_when_asked", a_socket_of_the_node_is_kept_when_asked);
     suite.both(
         "a_checkpoint_that_is_none_is_no_container",
         a_checkpoint_that_is_none_is_no_container,
@@ -542,6 +720,7 @@ fn main() {
         "a_pods_container_is_checkpointed_over_cri",
         a_pods_container_is_checkpointed_over_cri,
     );
+    suite.both("a_pods_container_goes_on_in_another_pod", a_pods_container_goes_on_in_another_pod);
     suite.both("ctr_checkpoints_and_restores", ctr_checkpoints_and_restores);
     let mooring = Handler::Mooring;
     suite.on(

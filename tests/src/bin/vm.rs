@@ -1,4 +1,4 @@
-//! `vm [--core] [--only TEXT,…] [--release DIR] [--logs DIR] [--seconds N] [VARIANT…]`: the test programs on emulated
+//! `vm [--core] [--only TEXT,…] [--at-once N] [--release DIR] [--logs DIR] [--seconds N] [VARIANT…]`: the test programs on emulated
 //! machines (see [`mooring_e2e::vm`]). `vm guest` is what runs in there.
 #![forbid(unsafe_code)]
 
@@ -29,6 +29,7 @@ fn main() -> ExitCode {
 fn wish(arguments: Vec<String>) -> Result<Wish> {
     let mut wish = Wish {
         variants: Vec::new(),
+        at_once: 2,
         only: String::new(),
         core: false,
         release: concat!(env!("CARGO_MANIFEST_DIR"), "/../target/dist").into(),
@@ -41,6 +42,7 @@ fn wish(arguments: Vec<String>) -> Result<Wish> {
         match word.as_str() {
             "--core" => wish.core = true,
             "--only" => wish.only = value()?,
+            "--at-once" => wish.at_once = value()?.parse()?,
             "--release" => wish.release = value()?.into(),
             "--logs" => wish.logs = Some(value()?.into()),
             "--seconds" => wish.limit = Duration::from_secs(value()?.parse()?),
@@ -54,6 +56,9 @@ fn wish(arguments: Vec<String>) -> Result<Wish> {
     }
     if wish.variants.is_empty() {
         wish.variants = Variant::ALL.to_vec();
+    }
+    if wish.at_once == 0 {
+        bail!("--at-once is 1 or more");
     }
     if wish.core && !wish.only.is_empty() {
         bail!("--core and --only exclude each other");

@@ -5,7 +5,9 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -24,8 +26,10 @@ const TAIL: usize = 60;
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub struct Wish {
-    /// The machines, one after another.
+    /// The machines.
     pub variants: Vec<Variant>,
+    /// How many of them run at once.
+    pub at_once: usize,
     /// See [`ONLY`]; empty means all tests.
     pub only: String,
     /// The chosen tests of each variant instead of all.
@@ -38,27 +42,44 @@ pub struct Wish {
     pub logs: Option<PathBuf>,
 }
 
-/// Boots each machine; fails when a test did, or did not run.
+/// Boots each machine; fails when a test did, or did not run. Guests seldom use more than one processor, so as many
+/// machines as wished run at once, the slowest first; each line that is shown names its machine.
 pub fn run(wish: &Wish) -> Result<()> {
     let all = programs()?;
-    let mut failed = Vec::new();
-    for &variant in &wish.variants {
-        // Not every test may have a whole machine with systemd to itself: there the choice is all.
-        let choice = wish.core || variant == Variant::Systemd && wish.only.is_empty();
-        let only = if choice { variant.core().join(",") } else { wish.only.clone() };
-        let begun = Instant::now();
-        let outcome = one(wish, variant, &only, &all);
-        let took = begun.elapsed().as_secs();
-        match outcome {
-            Ok(passed) => println!("vm {}: {passed} tests passed in {took} s", variant.name()),
-            Err(error) => {
-                println!("vm {}: {error:#} (after {took} s)", variant.name());
-                failed.push(variant.name());
-            }
+    let mut waiting: Vec<Variant> = Variant::ALL.to_vec();
+    waiting.retain(|one| wish.variants.contains(one));
+    let (waiting, failed) = (Mutex::new(waiting), Mutex::new(Vec::new()));
+    let next = || waiting.lock().ok().and_then(|mut waiting| waiting.pop());
+    thread::scope(|scope| {
+        for _ in 0..wish.at_once {
+            scope.spawn(|| {
+                while let Some(variant) = next() {
+                    let passed = timed(wish, variant, &all);
+                    if let (false, Ok(mut failed)) = (passed, failed.lock()) {
+                        failed.push(variant.name());
+                    }
+                }
+            });
         }
-    }
+    });
+    let failed = failed.into_inner().unwrap_or_default();
     ensure!(failed.is_empty(), "failed on: {}", failed.join(", "));
     Ok(())
+}
+
+/// Whether all went well on this machine; says so.
+fn timed(wish: &Wish, variant: Variant, all: &[PathBuf]) -> bool {
+    // Not every test may have a whole machine with systemd to itself: there the choice is all.
+    let choice = wish.core || variant == Variant::Systemd && wish.only.is_empty();
+    let only = if choice { variant.core().join(",") } else { wish.only.clone() };
+    let begun = Instant::now();
+    let outcome = one(wish, variant, &only, all);
+    let took = begun.elapsed().as_secs();
+    match &outcome {
+        Ok(passed) => println!("vm {}: {passed} tests passed in {took} s", variant.name()),
+        Err(error) => println!("vm {}: {error:#} (after {took} s)", variant.name()),
+    }
+    outcome.is_ok()
 }
 
 fn one(wish: &Wish, variant: Variant, only: &str, all: &[PathBuf]) -> Result<u32> {
@@ -78,7 +99,7 @@ fn one(wish: &Wish, variant: Variant, only: &str, all: &[PathBuf]) -> Result<u32
     let disk = pack(wish, variant, only, &chosen, folder.path(), &deps).context("pack the disk")?;
     let log = wish.logs.as_deref().unwrap_or(folder.path()).join(format!("{}.log", variant.name()));
     let mut machine = boot(variant, &deps.join("vm"), &disk)?;
-    let watched = watch(&mut machine, folder, &log, wish.limit);
+    let watched = watch(variant, &mut machine, folder, &log, wish.limit);
     let _ = machine.kill();
     let _ = machine.wait();
     let seen = watched?;
@@ -272,7 +293,13 @@ struct Seen {
 
 /// Passes on what the machine says. Its folder goes as soon as it has spoken, for then its files are open: so they stay
 /// on no disk when this process is killed.
-fn watch(machine: &mut Child, folder: TempDir, log: &Path, limit: Duration) -> Result<Seen> {
+fn watch(
+    variant: Variant,
+    machine: &mut Child,
+    folder: TempDir,
+    log: &Path,
+    limit: Duration,
+) -> Result<Seen> {
     let mut folder = Some(folder);
     let lines = lines_of(machine)?;
     let mut log = fs::File::create(log).with_context(|| format!("write {}", log.display()))?;
@@ -304,7 +331,11 @@ fn watch(machine: &mut Child, folder: TempDir, log: &Path, limit: Duration) -> R
                 continue;
             }
         }
-        println!("{text}");
+        if text.starts_with(line::WHY) {
+            println!("{}{text}", variant.name());
+        } else {
+            println!("{text}");
+        }
         tail.push_back(text);
     }
     seen.tail = Vec::from(tail).join("\n");
@@ -314,7 +345,7 @@ fn watch(machine: &mut Child, folder: TempDir, log: &Path, limit: Duration) -> R
 fn lines_of(machine: &mut Child) -> Result<Receiver<String>> {
     let output = machine.stdout.take().context("the machine has no serial line")?;
     let (send, receive) = channel();
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
             let text = String::from_utf8_lossy(&line).replace('\r', "");
             if send.send(text).is_err() {
