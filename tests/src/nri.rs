@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::node::{Configuration, Node};
@@ -33,11 +34,14 @@ impl Told {
 /// The plugins of shims that are started from the installation on, until this is dropped.
 pub struct NriPlugins {
     folder: PathBuf,
+    /// Those that listen.
+    listening: Vec<Child>,
     _configuration: Configuration,
 }
 
 impl NriPlugins {
-    /// Installs `program` as each of the plugins `(NN-NAME, what it does)`. `options` are further lines for the node's
+    /// Installs `program` as each of the plugins `(NN-NAME, what it does)`; one of which `socket` is said is running by
+    /// itself and listens. `options` are further lines for the node's
     /// configuration of Mooring.
     pub fn install(
         node: &Node,
@@ -48,17 +52,31 @@ impl NriPlugins {
     ) -> Result<Self> {
         let folder = node.folder().join("nri").join(name);
         fs::create_dir_all(&folder)?;
-        let mut list = Vec::new();
+        let (mut list, mut listening) = (Vec::new(), Vec::new());
         for (plugin, script) in plugins {
             let path = folder.join(plugin);
             symlink(program, &path)?;
             fs::write(folder.join(format!("{plugin}.json")), script.to_string())?;
-            list.push(format!("'{}'", path.display()));
+            let at = if script["socket"] == true {
+                listening.push(Command::new(&path).spawn().context("start a plugin")?);
+                folder.join(format!("{plugin}.sock"))
+            } else {
+                path
+            };
+            list.push(format!("'{}'", at.display()));
         }
         let line = format!("NriPlugins = [{}]", list.join(", "));
         // Before the tables, where there are any.
         let configuration = Configuration::change(|before| format!("{line}\n{options}\n{before}"))?;
-        Ok(Self { folder, _configuration: configuration })
+        Ok(Self { folder, listening, _configuration: configuration })
+    }
+
+    /// Ends those that listen, as somebody who restarts them.
+    pub fn end_listening(&mut self) {
+        for mut child in self.listening.drain(..) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 
     /// All that the plugins were told, in order.
@@ -82,6 +100,7 @@ impl NriPlugins {
 
 impl Drop for NriPlugins {
     fn drop(&mut self) {
+        self.end_listening();
         let _ = fs::remove_dir_all(&self.folder);
     }
 }

@@ -1,18 +1,20 @@
 //! `mooring inspect` and `mooring stop`: what a shim says of its sandbox, and teardowns by hand.
 
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mooring_e2e::audit::all_processes;
 use mooring_e2e::faults::{kill_shim, lives, nobody_works_for, shim_of, until};
 use mooring_e2e::life::{Kind, Life};
-use mooring_e2e::node::{Settings, shim};
+use mooring_e2e::node::Settings;
 use mooring_e2e::plugins::Plugins;
 use mooring_e2e::suite;
 use mooring_e2e::suite::Case;
+use mooring_e2e::tool::text;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -21,7 +23,7 @@ use serde_json::Value;
 const STEPS: [&str; 4] = ["door", "containers", "keeper", "network"];
 
 fn tool(arguments: &[&str]) -> Result<Command> {
-    let mut tool = Command::new(shim()?.with_file_name("mooring"));
+    let mut tool = Command::new(mooring_e2e::tool::tool()?);
     tool.args(arguments);
     Ok(tool)
 }
@@ -30,11 +32,6 @@ fn tool(arguments: &[&str]) -> Result<Command> {
 async fn run(arguments: &[&str]) -> Result<Output> {
     let mut tool = tool(arguments)?;
     tokio::task::spawn_blocking(move || tool.output()).await?.context("run mooring")
-}
-
-fn text(output: &Output) -> String {
-    let both = [&output.stdout[..], &output.stderr[..]].concat();
-    String::from_utf8_lossy(&both).into_owned()
 }
 
 async fn running(case: &Case) -> Result<Life> {
@@ -215,6 +212,106 @@ async fn a_shim_that_hangs_is_named_and_force_completes(case: Case) -> Result<()
     life.end().await
 }
 
+/// It answers, and does not get ahead.
+async fn a_shim_that_does_not_finish_in_time_is_killed_with_force(case: Case) -> Result<()> {
+    let plugins = Plugins::install(&case.node, "late", "CniTimeout = '2m'")?;
+    let life = running(&case).await?;
+    let pid = shim_of(life.id())?.pid;
+    plugins.fault("ptp", "DEL", "hang")?;
+    let joined = run(&["stop", life.id(), "--timeout", "1s"]).await?;
+    ensure!(text(&joined).contains("still at step network"), "{}", text(&joined));
+    plugins.mend("ptp", "DEL");
+    let forced = run(&["stop", life.id(), "--timeout", "2s", "--force"]).await?;
+    ensure!(forced.status.success(), "{}", text(&forced));
+    ensure!(text(&forced).contains("killing its shim"), "{}", text(&forced));
+    ensure!(!lives(u32::try_from(pid)?), "its shim lives");
+    nobody_works_for(life.id(), Duration::from_secs(30)).await?;
+    ensure!(hanging_plugins().is_empty(), "{:?}", hanging_plugins());
+    ensure!(plugins.reservations().is_empty(), "{:?}", plugins.reservations());
+    ensure!(!life.is_remembered(), "its journal is there");
+    life.end().await
+}
+
+/// The tool on a terminal of its own.
+struct OnTerminal {
+    child: Child,
+    shown: std::sync::Arc<std::sync::Mutex<String>>,
+    reader: tokio::task::JoinHandle<()>,
+}
+
+impl OnTerminal {
+    fn start(arguments: &[&str]) -> Result<Self> {
+        let size = nix::pty::Winsize { ws_row: 40, ws_col: 200, ws_xpixel: 0, ws_ypixel: 0 };
+        let pty = nix::pty::openpty(Some(&size), None)?;
+        let mut tool = tool(arguments)?;
+        tool.stdout(pty.slave.try_clone()?).stderr(pty.slave).env("TERM", "xterm");
+        let child = tool.spawn().context("start mooring")?;
+        // Its own copy of the terminal is let go, so that the end of the other one's is the end.
+        drop(tool);
+        let shown = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+        let into = std::sync::Arc::clone(&shown);
+        let reader = tokio::task::spawn_blocking(move || {
+            let (mut terminal, mut part) = (File::from(pty.master), [0; 4096]);
+            while let Ok(length @ 1..) = terminal.read(&mut part) {
+                let text = String::from_utf8_lossy(part.get(..length).unwrap_or_default());
+                if let Ok(mut into) = into.lock() {
+                    into.push_str(&text);
+                }
+            }
+        });
+        Ok(Self { child, shown, reader })
+    }
+
+    fn shown(&self) -> String {
+        self.shown.lock().map(|text| text.clone()).unwrap_or_default()
+    }
+
+    /// As by a Ctrl-C; answers its exit status.
+    async fn interrupt(mut self) -> Result<(Option<i32>, String)> {
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGINT)?;
+        let status = tokio::task::spawn_blocking(move || self.child.wait()).await??;
+        self.reader.await?;
+        let shown = self.shown.lock().map(|text| text.clone()).unwrap_or_default();
+        Ok((status.code(), shown))
+    }
+}
+
+/// One that its shim stops, and one whose journal the tool completes: both are where a plugin hangs.
+async fn an_interrupted_stop_can_be_gone_on_with(case: Case) -> Result<()> {
+    let plugins = Plugins::install(&case.node, "interrupt", "CniTimeout = '2m'")?;
+    let (living, left) = (running(&case).await?, running(&case).await?);
+    case.node.end(Signal::SIGKILL).await?;
+    kill_shim(left.id())?;
+    let gone = || shim_of(left.id()).is_err();
+    until(Duration::from_secs(10), "the shim does not end", gone).await?;
+    plugins.fault("ptp", "DEL", "hang")?;
+    let stopping = OnTerminal::start(&["stop", "--all"])?;
+    until(Duration::from_secs(20), "not both hang", || hanging_plugins().len() == 2).await?;
+    let moves = || stopping.shown().contains("0 of 2 ended");
+    until(Duration::from_secs(20), "there is no bar", moves).await?;
+    let step = || stopping.shown().contains(": network ");
+    until(Duration::from_secs(20), "the step under way is not shown", step).await?;
+    let (code, shown) = stopping.interrupt().await?;
+    ensure!(code == Some(1), "{code:?}: {shown}");
+    ensure!(shown.contains("\u{1b}["), "no colours on a terminal: {shown:?}");
+    ensure!(left.is_remembered() && living.is_remembered(), "a journal is lost");
+    plugins.mend("ptp", "DEL");
+    for pid in hanging_plugins() {
+        kill(pid, Signal::SIGKILL)?;
+    }
+    // The shim goes on by itself until its plugin has failed.
+    let again = run(&["stop", "--all"]).await?;
+    let again = if again.status.success() { again } else { run(&["stop", "--all"]).await? };
+    let said = text(&again);
+    ensure!(again.status.success() && !said.contains(": keeper"), "{said}");
+    ensure!(plugins.reservations().is_empty(), "{:?}", plugins.reservations());
+    ensure!(!left.is_remembered(), "its journal is there");
+    case.node.start().await?;
+    living.stop().await?;
+    living.end().await?;
+    left.end().await
+}
+
 /// One whose shim lives, one whose shim is gone and for which nobody works.
 async fn all_are_stopped_at_once_whoever_has_them(case: Case) -> Result<()> {
     let plugins = Plugins::install(&case.node, "all", "")?;
@@ -240,4 +337,6 @@ suite!(Settings::default();
     both: ;
     mooring: inspect_tells_what_a_shim_knows, a_stop_by_hand_shows_each_step,
         the_step_that_hangs_is_named_and_a_stop_joins,
-        a_shim_that_hangs_is_named_and_force_completes, all_are_stopped_at_once_whoever_has_them);
+        a_shim_that_hangs_is_named_and_force_completes,
+        a_shim_that_does_not_finish_in_time_is_killed_with_force,
+        an_interrupted_stop_can_be_gone_on_with, all_are_stopped_at_once_whoever_has_them);

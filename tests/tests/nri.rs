@@ -295,6 +295,43 @@ async fn a_killed_shim_leaves_nothing_of_its_plugins(case: Case) -> Result<()> {
     Ok(())
 }
 
+async fn plugins_that_listen_are_connected_and_lost(case: Case) -> Result<()> {
+    let plugins = [("10-listens", json!({"socket": true})), ("20-later", json!({}))];
+    let mut plugins = install(&case, &plugins)?;
+    let (one, pid) = running(&case).await?;
+    let (task, id) = container(&case, &one, pid).await?;
+    task.create().await.context("create")?;
+    // The same process serves the next pod too.
+    let (other, _) = running(&case).await?;
+    end(&other).await?;
+    let count = |words: &[String], what: &str| words.iter().filter(|one| *one == what).count();
+    let words = plugins.words();
+    for index in ["10", "20"] {
+        assert_eq!(count(&words, &format!("{index} RunPodSandbox")), 2, "{words:?}");
+        assert_eq!(count(&words, &format!("{index} CreateContainer {id}")), 1, "{words:?}");
+        assert_eq!(count(&words, &format!("{index} RemovePodSandbox")), 1, "{words:?}");
+    }
+    // It ends while a pod lives: the pod and the other plugin go on.
+    plugins.end_listening();
+    task.start().await.context("start")?;
+    one.stop().await.context("stop")?;
+    task.wait().await?;
+    task.delete().await?;
+    task.forget().await?;
+    end(&one).await?;
+    let words = plugins.words();
+    assert_eq!(count(&words, "20 RemovePodSandbox"), 2, "{words:?}");
+    assert_eq!(count(&words, "10 RemovePodSandbox"), 1, "{words:?}");
+    // Nobody listens there any more: the next pod runs without it, and the log says so.
+    let before = case.node.log().len();
+    let (next, _) = running(&case).await?;
+    end(&next).await?;
+    let log = case.node.log();
+    let said = log.get(before..).unwrap_or_default();
+    assert!(said.contains("10-listens.sock"), "{said}");
+    Ok(())
+}
+
 async fn pods_of_cri_are_not_announced_by_the_shim(case: Case) -> Result<()> {
     let plugins = install(&case, &[("10-listens", json!({}))])?;
     let pod = PodSpec::new(&case).run().await?;
@@ -317,4 +354,5 @@ suite!(Settings::default();
         a_stop_waits_for_a_synchronization_and_then_nothing_more_is_told,
         a_killed_shim_leaves_nothing_of_its_plugins,
         pods_of_cri_are_not_announced_by_the_shim,
+        plugins_that_listen_are_connected_and_lost,
 );

@@ -1,13 +1,13 @@
 //! An NRI plugin that does what it is told, for tests of the runtime's side.
 //!
 //! Started as `FOLDER/NN-NAME`. What it is to do is in `FOLDER/NN-NAME.json`, what it is called with goes as a line of JSON
-//! into `FOLDER/log`. It speaks the protocol by itself, so that it understands no mistake of Mooring's.
+//! into `FOLDER/log`. Where nobody gives it a socket it listens at `FOLDER/NN-NAME.sock`. It speaks the protocol by itself, so that it understands no mistake of Mooring's.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::FromRawFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -54,19 +54,31 @@ fn main() -> Result<()> {
     let path = PathBuf::from(std::env::args_os().next().context("no name")?);
     let name = path.file_name().context("no name")?.to_string_lossy().into_owned();
     let folder = path.parent().context("no folder")?.to_owned();
-    let number: i32 = std::env::var("NRI_PLUGIN_SOCKET")?.parse()?;
-    // SAFETY: whoever starts a plugin gives it this descriptor, and nobody else in this process knows of it.
-    let socket = unsafe { UnixStream::from_raw_fd(number) };
     let script = fs::read(folder.join(format!("{name}.json"))).context("no script")?;
     let pool = DescriptorPool::decode(DESCRIPTORS)?;
     let service = pool.get_service_by_name(&format!("{PACKAGE}.Plugin")).context("no service")?;
     let script: Value = serde_json::from_slice(&script)?;
-    let mut plugin = Plugin { name, folder, socket, script, service };
-    if plugin.script["silent"] == true {
-        hang();
+    let on = |socket| Plugin {
+        name: name.clone(),
+        folder: folder.clone(),
+        socket,
+        script: script.clone(),
+        service: service.clone(),
+    };
+    if let Ok(number) = std::env::var("NRI_PLUGIN_SOCKET") {
+        // SAFETY: whoever starts a plugin gives it this descriptor, and nobody else in this process knows of it.
+        let socket = unsafe { UnixStream::from_raw_fd(number.parse()?) };
+        return on(socket).work(&pool);
     }
-    plugin.register(&pool)?;
-    plugin.serve()
+    let listener = UnixListener::bind(folder.join(format!("{name}.sock"))).context("listen")?;
+    for socket in listener.incoming() {
+        let (plugin, pool) = (on(socket?), pool.clone());
+        std::thread::spawn(move || {
+            let name = plugin.name.clone();
+            plugin.work(&pool).unwrap_or_else(|error| eprintln!("{name}: {error:#}"));
+        });
+    }
+    Ok(())
 }
 
 struct Plugin {
@@ -79,12 +91,25 @@ struct Plugin {
 }
 
 impl Plugin {
+    fn work(mut self, pool: &DescriptorPool) -> Result<()> {
+        if self.script["silent"] == true {
+            hang();
+        }
+        self.register(pool)?;
+        self.serve()
+    }
+
     fn register(&mut self, pool: &DescriptorPool) -> Result<()> {
         let kind = pool.get_message_by_name(&format!("{PACKAGE}.RegisterPluginRequest"));
         let mut request = DynamicMessage::new(kind.context("no message")?);
-        let variable = |name| std::env::var(name).map(prost_reflect::Value::String);
-        request.set_field_by_name("plugin_name", variable("NRI_PLUGIN_NAME")?);
-        request.set_field_by_name("plugin_idx", variable("NRI_PLUGIN_IDX")?);
+        // One that listens calls itself what it likes.
+        let own = self.name.split_once('-').context("no index")?;
+        for (field, name, own) in
+            [("plugin_name", "NRI_PLUGIN_NAME", own.1), ("plugin_idx", "NRI_PLUGIN_IDX", own.0)]
+        {
+            let value = std::env::var(name).unwrap_or_else(|_| own.to_owned());
+            request.set_field_by_name(field, prost_reflect::Value::String(value));
+        }
         let request = Request {
             service: format!("{PACKAGE}.Runtime"),
             method: "RegisterPlugin".into(),
