@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::node::{Configuration, Node};
+use crate::node::{Configuration, Node, shim};
+
+/// The program of the plugins, which lies beside the shim under test.
+pub const PLUGIN: &str = "nri-plugin";
 
 /// What a plugin was told.
 #[derive(Clone, Debug)]
@@ -40,22 +43,22 @@ pub struct NriPlugins {
 }
 
 impl NriPlugins {
-    /// Installs `program` as each of the plugins `(NN-NAME, what it does)`; one of which `socket` is said is running by
+    /// Installs a plugin's program as each of the plugins `(NN-NAME, what it does)`; one of which `socket` is said is running by
     /// itself and listens. `options` are further lines for the node's
     /// configuration of Mooring.
     pub fn install(
         node: &Node,
         name: &str,
-        program: &Path,
         plugins: &[(&str, Value)],
         options: &str,
     ) -> Result<Self> {
+        let program = shim()?.with_file_name(PLUGIN);
         let folder = node.folder().join("nri").join(name);
         fs::create_dir_all(&folder)?;
         let (mut list, mut listening) = (Vec::new(), Vec::new());
         for (plugin, script) in plugins {
             let path = folder.join(plugin);
-            symlink(program, &path)?;
+            symlink(&program, &path)?;
             fs::write(folder.join(format!("{plugin}.json")), script.to_string())?;
             let at = if script["socket"] == true {
                 listening.push(Command::new(&path).spawn().context("start a plugin")?);

@@ -2,7 +2,6 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -24,9 +23,8 @@ fn install(case: &Case, plugins: &[(&str, Value)]) -> Result<NriPlugins> {
 }
 
 fn install_with(case: &Case, plugins: &[(&str, Value)], timeout: &str) -> Result<NriPlugins> {
-    let program = Path::new(env!("CARGO_BIN_EXE_nri-plugin"));
     let options = format!("NriTimeout = '{timeout}'");
-    NriPlugins::install(&case.node, &case.unique("nri"), program, plugins, &options)
+    NriPlugins::install(&case.node, &case.unique("nri"), plugins, &options)
 }
 
 /// A sandbox with an annotation, on the node's network so that nothing of it needs CNI.

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use super::guest::needs_failpoints;
 use super::{Job, ONLY, Variant, line};
 use crate::node::{deps, shim};
+use crate::nri;
 
 /// The guest's memory in MiB.
 const MEMORY: &str = "2560";
@@ -195,6 +196,10 @@ fn pack(
         for program in ["containerd-shim-mooring-v1", "mooring"] {
             stripped(&from.join(program), &payload.join(kind).join(program))?;
         }
+        // What tests start beside these is built with them, and not shipped.
+        if from.join(nri::PLUGIN).exists() {
+            stripped(&from.join(nri::PLUGIN), &payload.join(kind).join(nri::PLUGIN))?;
+        }
     }
     crate::images::ensure_all(deps)?;
     for part in ["bin", "lib", "cni", "images"] {
@@ -258,7 +263,9 @@ fn boot(variant: Variant, parts: &Path, disk: &Path) -> Result<Child> {
         variant.first(),
         variant.kernel()
     );
-    Command::new("qemu-system-x86_64")
+    // It does not outlive this process, however that ends.
+    Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
         .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", MEMORY])
         .args([
             "-nodefaults",
