@@ -35,6 +35,7 @@ struct RestoreOptions {
 }
 
 /// `containerd.runc.v1.CheckpointOptions`.
+#[expect(clippy::struct_excessive_bools, reason = "they are the message's")]
 #[derive(Clone, PartialEq, Message)]
 pub struct CheckpointOptions {
     /// Whether the container ends with it.

@@ -55,9 +55,12 @@ impl Counter {
     async fn of_the_node(case: &Case, script: &str, mount: Option<Value>) -> Result<Self> {
         let change = |spec: &mut Value| {
             let namespaces = spec.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut);
-            namespaces.into_iter().for_each(|all| all.retain(|one| one["type"] != "network"));
-            let mounts = spec["mounts"].as_array_mut();
-            mounts.into_iter().for_each(|all| all.extend(mount.clone()));
+            if let Some(all) = namespaces {
+                all.retain(|one| one["type"] != "network");
+            }
+            if let Some(all) = spec["mounts"].as_array_mut() {
+                all.extend(mount.clone());
+            }
         };
         Self::changed(case, script, false, change).await
     }
