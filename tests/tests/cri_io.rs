@@ -3,8 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use mooring_e2e::cri::{ContainerSpec, PodSpec};
+use mooring_e2e::faults::{shim_of, until};
 use mooring_e2e::node::Settings;
 use mooring_e2e::stream::Wish;
 use mooring_e2e::suite;
@@ -182,6 +183,32 @@ async fn attach_to_a_terminal_works_like_one(case: Case) -> Result<()> {
     pod.end().await
 }
 
+/// containerd's own suite counts them too.
+async fn a_terminal_is_one_descriptor_of_its_shim(case: Case) -> Result<()> {
+    let pod = PodSpec::new(&case).run().await?;
+    let shim = shim_of(&pod.id)?.pid;
+    let terminals = || -> Result<usize> {
+        let all = std::fs::read_dir(format!("/proc/{shim}/fd"))?.flatten();
+        let all = all.filter_map(|one| std::fs::read_link(one.path()).ok());
+        Ok(all.filter(|one| one.ends_with("ptmx")).count())
+    };
+    let mut spec = ContainerSpec::new("main", &["/bin/sh"]);
+    (spec.config.stdin, spec.config.tty) = (true, true);
+    let container = pod.start(&spec).await?;
+    ensure!(terminals()? == 1, "the container's are {}", terminals()?);
+    let wish = Wish { tty: true, stdin: true };
+    let mut session = container.open_exec(&["/bin/sh"], wish).await?;
+    session.send(b"echo rea''dy\n").await?;
+    session.expect("ready").await?;
+    ensure!(terminals()? == 2, "with the exec's they are {}", terminals()?);
+    session.send(b"exit\n").await?;
+    session.to_end().await?;
+    // The client has its answer before the exec is deleted.
+    let closed = || terminals().is_ok_and(|count| count == 1);
+    until(Duration::from_secs(10), "the exec's terminal stays open", closed).await?;
+    pod.end().await
+}
+
 async fn logs_have_both_streams_to_the_last_line(case: Case) -> Result<()> {
     let pod = PodSpec::new(&case).run().await?;
     let script = "echo problem >&2; for i in $(seq 5000); do echo line $i; done; printf end";
@@ -252,4 +279,4 @@ suite!(Settings::default();
         logs_go_on_in_a_new_file_after_reopening,
         port_forward_reaches_a_server_in_the_pod,
         a_host_port_leads_into_the_pod;
-    mooring: );
+    mooring: a_terminal_is_one_descriptor_of_its_shim);

@@ -64,11 +64,10 @@ impl Container {
         Ok(pid)
     }
 
-    /// Task.Exec: adds a process, which [`Container::start_exec`] starts.
+    /// Task.Exec: adds a process, which [`Container::start_exec`] starts. As long as State says that the container runs
+    /// one may be added, though the init may have ended and its exit wait to be told: the start says so then.
     pub(super) fn add_exec(&self, parties: &Parties, request: ExecRequest) -> Result<(), Error> {
-        if self.ending.load(Ordering::SeqCst)
-            || !matches!(self.init.life(), Life::Created(_) | Life::Running(_))
-        {
+        if !matches!(self.init.life(), Life::Created(_) | Life::Running(_)) {
             return Err(Error::state(&self.id, "cannot exec in a container that has ended"));
         }
         let mut process: Value = serde_json::from_slice(&request.process).map_err(|error| {

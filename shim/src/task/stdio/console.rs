@@ -6,7 +6,10 @@ use std::{
     mem::MaybeUninit,
     os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,7 +17,12 @@ use rustix::{
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
     termios::{Winsize, tcsetwinsize},
 };
-use tokio::{io::Interest, net::UnixListener, task::JoinHandle, time::timeout};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    net::UnixListener,
+    task::JoinHandle,
+    time::timeout,
+};
 
 use super::super::Error;
 
@@ -118,16 +126,16 @@ impl Drop for Listener {
 }
 
 /// A process's terminal. Dropping it (and the copies) hangs up.
-pub(super) struct Console(OwnedFd, Option<JoinHandle<()>>);
+pub(super) struct Console(Arc<AsyncFd<OwnedFd>>, Option<JoinHandle<()>>);
 
 impl Console {
-    pub(super) fn new(master: OwnedFd, typed: Option<JoinHandle<()>>) -> Self {
+    pub(super) fn new(master: Arc<AsyncFd<OwnedFd>>, typed: Option<JoinHandle<()>>) -> Self {
         Self(master, typed)
     }
 
     pub(super) fn resize(&self, width: u16, height: u16) -> io::Result<()> {
         let size = Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
-        Ok(tcsetwinsize(&self.0, size)?)
+        Ok(tcsetwinsize(self.0.get_ref(), size)?)
     }
 }
 

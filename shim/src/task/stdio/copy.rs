@@ -21,8 +21,8 @@ use super::super::Error;
 const CHUNK: usize = 8 << 10;
 
 pub(super) enum Sink {
-    /// A pipe, fifo or terminal.
-    Descriptor(AsyncFd<OwnedFd>),
+    /// A pipe, fifo or terminal. A terminal's is its source's as well.
+    Descriptor(Arc<AsyncFd<OwnedFd>>),
     /// A file, which is always ready, as slow as its disk is.
     File(Arc<File>),
     /// Nowhere: the source must be emptied all the same.
@@ -32,7 +32,7 @@ pub(super) enum Sink {
 impl Sink {
     pub(super) fn descriptor(descriptor: OwnedFd, name: &Path) -> Result<Self, Error> {
         watched(descriptor, Interest::WRITABLE)
-            .map(Self::Descriptor)
+            .map(|watched| Self::Descriptor(Arc::new(watched)))
             .map_err(Error::at("watch", name))
     }
 
@@ -81,10 +81,15 @@ pub(super) fn start(source: OwnedFd, mut sink: Sink, name: &Path) -> Result<Join
         }));
     }
     let source = watched(source, Interest::READABLE).map_err(Error::at("watch", name))?;
-    Ok(tokio::spawn(async move {
+    Ok(carry_all(Arc::new(source), sink))
+}
+
+/// Copies from what is watched already, until it ends.
+pub(super) fn carry_all(source: Arc<AsyncFd<OwnedFd>>, mut sink: Sink) -> JoinHandle<()> {
+    tokio::spawn(async move {
         // An error is the other side's end: a terminal that is hung up answers EIO.
         while let Ok(true) = carry(&source, &mut sink).await {}
-    }))
+    })
 }
 
 /// Waits until there is something and carries all of it. Answers false at the end.

@@ -33,9 +33,9 @@ use std::{
     time::Duration,
 };
 
-use mooring::{process::Reaper, runtime};
+use mooring::{process::Reaper, runtime, sys::watched};
 use rustix::fs::{Gid, Uid};
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{io::Interest, task::JoinHandle, time::timeout};
 
 use console::Console;
 pub(super) use console::Listener;
@@ -223,7 +223,8 @@ async fn file(path: PathBuf) -> Result<File, Error> {
     tokio::task::spawn_blocking(move || fifo::file(&path)).await?
 }
 
-/// Connects a terminal: its master is copied from and to where the streams say.
+/// Connects a terminal: its master is copied from and to where the streams say. One descriptor serves for both ways and
+/// for the terminal's size.
 pub(super) async fn open_terminal(
     streams: &Streams,
     master: OwnedFd,
@@ -232,7 +233,8 @@ pub(super) async fn open_terminal(
 ) -> Result<Io, Error> {
     let terminal = Path::new("terminal");
     copy::set_nonblocking(&master, terminal)?;
-    let duplicate = || master.try_clone().map_err(Error::at("duplicate", terminal));
+    let master = watched(master, Interest::READABLE | Interest::WRITABLE);
+    let master = Arc::new(master.map_err(Error::at("watch", terminal))?);
     let mut io = Io::default();
     let sink = match uri::parse(&streams.stdout)? {
         Target::Nothing => Sink::Nowhere,
@@ -255,7 +257,7 @@ pub(super) async fn open_terminal(
             Output::File(file) => Sink::File(Arc::new(file)),
         },
     };
-    io.copies.push(copy::start(duplicate()?, sink, terminal)?);
+    io.copies.push(copy::carry_all(Arc::clone(&master), sink));
     if streams.stdin.is_empty() {
         io.console = Some(Console::new(master, None));
         return Ok(io);
@@ -267,7 +269,7 @@ pub(super) async fn open_terminal(
     }
     copy::set_nonblocking(&input, &path)?;
     // Input never ends by itself, and nobody waits for it.
-    let typed = copy::start(input, Sink::descriptor(duplicate()?, terminal)?, &path)?;
+    let typed = copy::start(input, Sink::Descriptor(Arc::clone(&master)), &path)?;
     io.console = Some(Console::new(master, Some(typed)));
     Ok(io)
 }

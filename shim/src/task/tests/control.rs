@@ -1,4 +1,4 @@
-use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 
 use containerd_shim_protos::{cgroups::metrics::Metrics, protobuf::Message};
 use mooring::error::{Code, Coded};
@@ -141,6 +141,53 @@ async fn execs_have_their_own_life() {
     ];
     assert_eq!(events, expected);
     stage.assert_clean();
+}
+
+/// The end of the init waits for an exec that is being started. Until it is told the task runs, for Exec too.
+#[tokio::test]
+async fn an_exec_may_be_added_until_the_end_is_told() {
+    let mut stage = Stage::new("sleep 1000");
+    let at = |name: &str| stage.folder.path().join(name);
+    let (slow, begun, on) = (at("slow"), at("begun"), at("on"));
+    let script = format!(
+        "#!/bin/sh\nfor one; do\n  [ \"$one\" = exec ] || continue\n  : >{}\n  until [ -e {} ]; do sleep 0.05; done\n\
+         done\nexec {} \"$@\"\n",
+        begun.display(),
+        on.display(),
+        dependency("runc").canonicalize().unwrap().display()
+    );
+    fs::write(&slow, script).unwrap();
+    fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).unwrap();
+    stage.settings.binary = slow;
+    let init = stage.run(Streams::default()).await;
+    let stage = Arc::new(stage);
+    let first = Arc::clone(&stage);
+    let first = tokio::spawn(async move { first.exec("first", "true", Streams::default()).await });
+    until(|| begun.exists()).await;
+    stage.kill(9).await;
+    until(|| !Path::new(&format!("/proc/{init}")).exists()).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+
+    let id = stage.id.as_str();
+    assert_eq!(stage.tasks.state(id, "").unwrap().status, Status::Running);
+    let late = stage.exec("second", "true", Streams::default()).await.unwrap_err();
+    assert!(late.to_string().contains("not running"), "{late}");
+    fs::write(&on, "").unwrap();
+    first.await.unwrap().unwrap_err();
+    assert_eq!(stage.wait("").await.status, 137);
+    assert_eq!(stage.tasks.state(id, "second").unwrap().status, Status::Created);
+    stage.delete().await;
+    assert_eq!(
+        stage.events.all(),
+        ["create", "start", "exec-added", "exec-added", "exit init 137", "delete"]
+    );
+    stage.assert_clean();
+}
+
+async fn until(so: impl Fn() -> bool) {
+    while !so() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]
