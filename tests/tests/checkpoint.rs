@@ -5,9 +5,9 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use containerd_client::tonic::{Code, Status};
 use k8s_cri::v1::{CheckpointContainerRequest, ImageSpec, ListImagesRequest, PullImageRequest};
 use mooring_e2e::audit::all_processes;
@@ -534,6 +534,17 @@ async fn one_that_was_never_restored_is_deleted(case: Case) -> Result<()> {
     counter.forget().await
 }
 
+/// Waits until containerd has cleaned up after a killed shim. Between its end and the beginning of `delete` nobody works
+/// for it either.
+async fn cleaned_up(task: &Task) -> Result<()> {
+    let end = Instant::now() + mooring_e2e::patience(PATIENCE);
+    while !task.state().await.is_err_and(|error| error.code() == Code::NotFound) {
+        ensure!(Instant::now() < end, "containerd still knows task {}", task.id);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    nobody_works_for(&task.id, PATIENCE).await
+}
+
 /// Ends the shim of a task while `moment` holds, and waits until containerd has noticed.
 async fn killed_while(moment: impl Fn() -> bool, counter: Counter) -> Result<()> {
     let last = counter.count();
@@ -546,7 +557,7 @@ async fn killed_while(moment: impl Fn() -> bool, counter: Counter) -> Result<()>
     };
     let (_, killed) = tokio::join!(starting, kill);
     killed?;
-    nobody_works_for(&counter.task.id, PATIENCE).await?;
+    cleaned_up(&counter.task).await?;
     until(PATIENCE, "criu goes on", there_is_no_criu).await?;
     let count = counter.count();
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -579,7 +590,7 @@ async fn a_shim_killed_after_the_restore_leaves_nothing(case: Case) -> Result<()
     points.arm("task-restored", "kill")?;
     counter.task.start().await.expect_err("its shim is gone");
     points.hit().await?;
-    nobody_works_for(&counter.task.id, PATIENCE).await?;
+    cleaned_up(&counter.task).await?;
     let count = counter.count();
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(counter.count(), count, "somebody counts");
