@@ -114,7 +114,7 @@ impl Record {
         let text = serde_json::to_vec(self).map_err(|error| fail("write")(error.into()))?;
         fs::create_dir_all(dir).map_err(fail("make the folder of"))?;
         // A container's id never begins with a dot, so the draft's name is nobody else's.
-        replace::file(&path, &text, 0o600, false).map_err(fail("write"))
+        replace::file(&path, &text, 0o600, replace::Sync::Nothing).map_err(fail("write"))
     }
 
     /// Forgets the record of a container of which nothing is left. One that stays on a broken or read-only disk names

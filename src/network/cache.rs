@@ -220,7 +220,8 @@ fn write(path: &Path, attachment: &CachedAttachment) -> Result<(), CacheProblem>
     };
     let folder = path.parent().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    Ok(replace::file(path, &serde_json::to_vec(&file)?, 0o600, true)?)
+    // Until the journal holds the result as well the ADD may be taken for one that was cut.
+    Ok(replace::file(path, &serde_json::to_vec(&file)?, 0o600, replace::Sync::Either)?)
 }
 
 /// Every attachment in the cache, whoever made it, and an error for every file that cannot be understood.

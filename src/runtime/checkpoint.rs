@@ -140,7 +140,7 @@ impl Checkpoint {
     pub fn note(&self) -> io::Result<()> {
         let note = Note { version: VERSION, streams: self.streams, kept: self.kept.clone() };
         let text = serde_json::to_vec(&note)?;
-        replace::file(&self.images.join(NOTE), &text, 0o600, false)
+        replace::file(&self.images.join(NOTE), &text, 0o600, replace::Sync::Nothing)
     }
 }
 

@@ -66,7 +66,7 @@ impl DaemonRecord {
         let failed = |source| RecordError::Io { folder: state_dir.to_owned(), source };
         let _lock = journal::make_and_lock(state_dir, EARLIER)?;
         let text = serde_json::to_vec(self).map_err(|error| failed(error.into()))?;
-        replace::file(&state_dir.join(FILE), &text, 0o600, false).map_err(failed)
+        replace::file(&state_dir.join(FILE), &text, 0o600, replace::Sync::Nothing).map_err(failed)
     }
 
     /// Removes the record at the end of its shim, and the state folder with it, waiting for `patience` at most while

@@ -284,6 +284,23 @@ async fn a_sandbox_goes_through_its_life_and_leaves_nothing() {
     assert_eq!(world.sandbox.status(false).unwrap_err().code(), Code::NotFound);
 }
 
+/// What the journal costs a pod whose network is the shim's: more writes are cheap, more syncs are not.
+#[tokio::test]
+async fn a_pods_life_syncs_its_journal_no_more_often_than_its_network_changes() {
+    let world = World::started("syncs").await;
+    let store = Arc::clone(&world.sandbox.state().pod().unwrap().store);
+    let started = store.written();
+    assert_eq!(started.kept, 2, "the ADD's intent and its outcome: {started:?}");
+    assert_eq!(started.whole, 2, "nothing else is written from then on: {started:?}");
+    world.sandbox.stop(None).await.unwrap();
+    let stopped = store.written();
+    assert_eq!(stopped.kept, 3, "and that the DEL is done: {stopped:?}");
+    assert_eq!(stopped.whole - stopped.kept, 4, "the steps before it begin: {stopped:?}");
+    assert!(stopped.writes <= 24, "{stopped:?}");
+    drop(store);
+    world.sandbox.shutdown().await.unwrap();
+}
+
 /// The pods' namespaces of a specification, by their kind.
 fn namespaces(spec: &serde_json::Value) -> BTreeMap<String, Option<String>> {
     let all = spec.pointer("/linux/namespaces").and_then(serde_json::Value::as_array).unwrap();

@@ -10,11 +10,22 @@ use std::{
 
 use crate::interleave::point;
 
-/// Writes `text` to `path` by way of a hidden file beside it, which is gone afterwards whatever happens. A new file gets the permissions `mode`. `sync`: the new text outlives a power cut once this has
-/// returned. Blocks.
-pub fn file(path: &Path, text: &[u8], mode: u32, sync: bool) -> io::Result<()> {
+/// What a power cut may leave of a file that is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    /// Anything: an empty file as well.
+    Nothing,
+    /// The old text or the new one.
+    Either,
+    /// The new text, once the call has returned.
+    New,
+}
+
+/// Writes `text` to `path` by way of a hidden file beside it, which is gone afterwards whatever happens. A new file gets
+/// the permissions `mode`. Blocks.
+pub fn file(path: &Path, text: &[u8], mode: u32, sync: Sync) -> io::Result<()> {
     let draft = draft_of(path);
-    let replaced = write(&draft, text, mode, sync).and_then(|()| {
+    let replaced = write(&draft, text, mode, sync != Sync::Nothing).and_then(|()| {
         point("rename the draft");
         fs::rename(&draft, path)
     });
@@ -24,7 +35,7 @@ pub fn file(path: &Path, text: &[u8], mode: u32, sync: bool) -> io::Result<()> {
         return Err(error);
     }
     match path.parent() {
-        Some(folder) if sync => sync_folder(folder),
+        Some(folder) if sync == Sync::New => sync_folder(folder),
         _ => Ok(()),
     }
 }
@@ -70,15 +81,15 @@ mod tests {
     fn the_old_text_stays_until_the_new_one_is_there() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("record.json");
-        file(&path, b"one", 0o600, true).unwrap();
+        file(&path, b"one", 0o600, Sync::New).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         // A write that fails in its middle, as on a broken disk: address 0 cannot be written (EIO).
         std::os::unix::fs::symlink("/proc/self/mem", draft_of(&path)).unwrap();
-        let error = file(&path, b"two", 0o600, false).unwrap_err();
+        let error = file(&path, b"two", 0o600, Sync::Nothing).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(nix::errno::Errno::EIO as i32));
         assert_eq!(fs::read(&path).unwrap(), b"one");
         assert!(fs::symlink_metadata(draft_of(&path)).is_err(), "the draft is gone");
-        file(&path, b"three", 0o600, false).unwrap();
+        file(&path, b"three", 0o600, Sync::Either).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"three");
     }
 }

@@ -65,7 +65,7 @@ pub fn add(
         .into_iter()
         .map(|((runtime, name, subject), series)| Total { runtime, name, subject, series })
         .collect();
-    replace::file(&run_root.join(FILE), &serde_json::to_vec(&all)?, 0o600, false)
+    replace::file(&run_root.join(FILE), &serde_json::to_vec(&all)?, 0o600, replace::Sync::Nothing)
 }
 
 /// Counts something that happened once to what ran below `run_dir`, the folder of a pod's files, if the node's totals are

@@ -29,7 +29,8 @@ pub(super) fn read(bundle: &Path) -> Result<Value, Error> {
 pub(super) fn write(bundle: &Path, spec: &Value) -> Result<(), Error> {
     let path = bundle.join("config.json");
     let text = spec.to_string();
-    replace::file(&path, text.as_bytes(), 0o644, false).map_err(Error::at("write", &path))
+    replace::file(&path, text.as_bytes(), 0o644, replace::Sync::Nothing)
+        .map_err(Error::at("write", &path))
 }
 
 /// The namespaces that the container does not share: those without a path.

@@ -86,10 +86,12 @@ impl<R: Journaled> Journal<R> {
         Self { version: VERSION, about, entries, current: None, done, closed: false }
     }
 
-    pub(super) fn outlives_reboot(&self) -> bool {
+    /// What the journal says of resources that outlive a reboot and are not released; nothing where there are none.
+    pub(super) fn lasting(&self) -> serde_json::Result<Vec<u8>> {
         let lasting =
-            |entry: &Entry<R>| entry.resource.outlives_reboot() && entry.stage != Stage::Released;
-        self.entries.iter().any(lasting)
+            |entry: &&Entry<R>| entry.resource.outlives_reboot() && entry.stage != Stage::Released;
+        let entries: Vec<_> = self.entries.iter().filter(lasting).collect();
+        if entries.is_empty() { Ok(Vec::new()) } else { serde_json::to_vec(&entries) }
     }
 }
 

@@ -2,9 +2,9 @@
 //!
 //! Every transition is written before it is made (intent) and after it (outcome): to a temporary file that is renamed
 //! over the old one. A killed process loses nothing that way, since the page cache outlives it. What a reboot
-//! destroys anyway (namespaces, mounts, processes, cgroups) needs no more than that; as soon as the journal names
-//! something that outlives a reboot (a CNI attachment and its address, a snapshot, a lease), file and folder are
-//! also synced at each transition.
+//! destroys anyway (namespaces, mounts, processes, cgroups) needs no more than that; while the journal names something
+//! that outlives a reboot (a CNI attachment and its address, a snapshot, a lease), the file is also synced at each
+//! transition, and the folder at those that change what is said of it.
 
 mod folder;
 mod format;
@@ -17,4 +17,4 @@ pub use folder::{
     was_set_aside,
 };
 pub use format::{About, Entry, Journal, JournalError, Stage, VERSION, read};
-pub use store::{Left, Store, open};
+pub use store::{Left, Store, Written, open};

@@ -12,7 +12,12 @@ use super::{
     folder::{FolderLock, lock, make_and_lock},
     format::{About, Entry, FILE, Journal, JournalError, Stage, read},
 };
-use crate::{failpoint, id::Id, interleave::point, sys::replace};
+use crate::{
+    failpoint,
+    id::Id,
+    interleave::point,
+    sys::replace::{self, Sync},
+};
 
 /// How long the journal of a new sandbox waits for whoever still removes what is left of an earlier one of its name.
 const EARLIER: Duration = Duration::from_secs(10);
@@ -32,10 +37,22 @@ pub struct Store<R> {
 /// What is known of the file on disk.
 #[derive(Debug, Default)]
 struct Disk {
-    /// It may name something that outlives a reboot.
-    lasting: bool,
+    /// What it says of resources that outlive a reboot, and would say after a power cut; unknown where another process
+    /// wrote it.
+    lasting: Option<Vec<u8>>,
     /// The folders above it are known to outlive one.
     parents_synced: bool,
+    written: Written,
+}
+
+/// How often a journal was written by this process, which costs a pod's life little, and synced, which costs more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    pub writes: u32,
+    /// Writes of which the file was synced, so that a power cut leaves the old text or the new one.
+    pub whole: u32,
+    /// Those of which the folder was synced too, so that it leaves the new one.
+    pub kept: u32,
 }
 
 /// What lies in a state folder, under its lock.
@@ -53,7 +70,11 @@ pub fn open<R: Journaled>(folder: &Path, patience: Duration) -> Result<Left<R>, 
     point("read the journal");
     // Read under the lock: whoever held it may have finished the work meanwhile.
     Ok(match read(folder)? {
-        Some(journal) => Left::Journal(Box::new(Store::over(folder, journal, lock))),
+        Some(journal) => {
+            // What names nothing of the kind has nothing to lose.
+            let lasting = journal.lasting().ok().filter(Vec::is_empty);
+            Left::Journal(Box::new(Store::over(folder, journal, lock, lasting)))
+        }
         None => Left::Records(lock),
     })
 }
@@ -63,16 +84,21 @@ impl<R: Journaled> Store<R> {
     /// where another process holds the folder's lock.
     pub fn create(folder: &Path, about: About) -> Result<Self, JournalError> {
         let lock = make_and_lock(folder, EARLIER)?;
-        let store = Self::over(folder, Journal::new(about), lock);
+        let store = Self::over(folder, Journal::new(about), lock, Some(Vec::new()));
         store.save("create:journal")?;
         Ok(store)
     }
 
-    fn over(folder: &Path, journal: Journal<R>, lock: FolderLock) -> Self {
+    fn over(
+        folder: &Path,
+        journal: Journal<R>,
+        lock: FolderLock,
+        lasting: Option<Vec<u8>>,
+    ) -> Self {
         Self {
             folder: folder.to_owned(),
             id: journal.about.id.clone(),
-            disk: Mutex::new(Disk { lasting: journal.outlives_reboot(), parents_synced: false }),
+            disk: Mutex::new(Disk { lasting, ..Disk::default() }),
             memory: Mutex::new(journal),
             lock,
         }
@@ -102,6 +128,11 @@ impl<R: Journaled> Store<R> {
 
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// How often it was written and synced.
+    pub fn written(&self) -> Written {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner).written
     }
 
     /// Records that `resource` is about to be acquired; the answer names its entry.
@@ -178,18 +209,39 @@ impl<R: Journaled> Store<R> {
             |source| JournalError::Io { action: "write", path: self.folder.join(FILE), source };
         let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
         // Whoever comes second writes what both have changed.
-        let (text, lasting) = {
+        let (text, lasting, closed) = {
             let journal = self.memory();
-            (serde_json::to_vec(&*journal), journal.outlives_reboot())
+            (serde_json::to_vec(&*journal), journal.lasting(), journal.closed)
         };
         let text = text.map_err(|error| failed(error.into()))?;
-        let sync = lasting || disk.lasting;
+        let lasting = lasting.map_err(|error| failed(error.into()))?;
+        // A write that changes nothing of it must not lose it either.
+        let sync = match &disk.lasting {
+            Some(known) if *known == lasting && lasting.is_empty() => Sync::Nothing,
+            Some(known) if *known == lasting => Sync::Either,
+            _ => Sync::New,
+        };
+        if sync != Sync::Nothing {
+            // Should it fail, nobody knows which text is there.
+            disk.lasting = None;
+        }
         replace::file(&self.folder.join(FILE), &text, 0o600, sync).map_err(failed)?;
-        if sync && !disk.parents_synced {
+        if sync == Sync::New && !disk.parents_synced {
             sync_parents(&self.folder).map_err(failed)?;
             disk.parents_synced = true;
         }
-        disk.lasting = lasting;
+        disk.lasting = Some(lasting);
+        let written = &mut disk.written;
+        written.writes += 1;
+        written.whole += u32::from(sync != Sync::Nothing);
+        written.kept += u32::from(sync == Sync::New);
+        if closed {
+            let Written { writes, whole, kept } = *written;
+            log::debug!(
+                "journal of sandbox {}: {writes} writes, {whole} of them synced, {kept} with the folder",
+                self.id
+            );
+        }
         drop(disk);
         log::trace!("journal of sandbox {}: {transition}", self.id);
         failpoint::pass(transition);

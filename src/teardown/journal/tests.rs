@@ -185,3 +185,28 @@ fn what_outlives_a_reboot_is_synced_with_the_folders_above_it_once_they_are_made
     store.released(0).unwrap();
     assert!(synced().is_empty());
 }
+
+#[test]
+fn a_transition_of_what_a_reboot_takes_syncs_no_folder_and_loses_nothing_that_outlives_one() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("state/ns/pod");
+    let store = Store::create(&folder, about()).unwrap();
+    store.intend(Thing::Lasting).unwrap();
+    store.held(0, Thing::Lasting).unwrap();
+    replace::SYNCED.take();
+    let first = store.intend(Thing::First).unwrap();
+    store.held(first, Thing::First).unwrap();
+    store.released(first).unwrap();
+    assert_eq!(replace::SYNCED.take(), Vec::<PathBuf>::new());
+    assert_eq!(store.written(), Written { writes: 6, whole: 5, kept: 2 });
+    drop(store);
+    // Whoever opens it does not know whether the last one came to sync what is there.
+    let Some(store) = Store::<Thing>::open(&folder, Duration::ZERO).unwrap() else {
+        panic!("it is there")
+    };
+    store.intend(Thing::First).unwrap();
+    assert_eq!(store.written(), Written { writes: 1, whole: 1, kept: 1 });
+    store.released(0).unwrap();
+    store.released(first).unwrap();
+    assert_eq!(store.written(), Written { writes: 3, whole: 2, kept: 2 });
+}
