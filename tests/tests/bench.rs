@@ -1,5 +1,7 @@
 //! A short benchmark: what it measures is there, and nothing is left. The long one is `make bench`.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use mooring_e2e::bench::{Plan, Section, bench};
 use mooring_e2e::node::Settings;
@@ -13,6 +15,7 @@ async fn a_short_benchmark_measures_every_part_and_leaves_nothing(case: Case) ->
         rounds: 1,
         idle: 2,
         most: 3,
+        settle: Duration::from_millis(500),
         shared_pid: false,
         seed: 1,
     };

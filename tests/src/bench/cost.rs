@@ -124,11 +124,6 @@ impl Bench {
         Ok(())
     }
 
-    /// After this time what a start or a call needed has been given back: two seconds in a full run.
-    fn settled(&self) -> tokio::time::Sleep {
-        tokio::time::sleep(SETTLE * u32::try_from(self.plan.part(4)).unwrap_or(4).min(4))
-    }
-
     /// Memory of idle pods, one and many; then, when they are as old as the execs take, their CPU time.
     pub(super) async fn idle(&mut self) -> Result<()> {
         let mut many = Vec::new();
@@ -139,7 +134,7 @@ impl Bench {
                 for _ in 0..count {
                     pods.push(self.pod_of(handler, 1).await?);
                 }
-                self.settled().await;
+                tokio::time::sleep(self.plan.settle).await;
                 let own = before.own()?;
                 let sum = sum(&own)?;
                 for (name, unit, value) in [
@@ -191,7 +186,7 @@ impl Bench {
                 for _ in 0..batches {
                     execs(&container, AT_ONCE).await?;
                 }
-                self.settled().await;
+                tokio::time::sleep(self.plan.settle).await;
                 let sum = sum(&before.own()?)?;
                 for (name, unit, value) in [
                     ("memory, PSS", Unit::KiB, sum.pss),

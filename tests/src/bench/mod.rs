@@ -14,7 +14,7 @@ mod streams;
 mod table;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -117,6 +117,8 @@ pub struct Plan {
     pub idle: usize,
     /// The most pods at once, and the most containers in a pod.
     pub most: usize,
+    /// After this time a shim has given back what a start or a call needed.
+    pub settle: Duration,
     /// The containers of a pod share its PID namespace.
     pub shared_pid: bool,
     /// What random numbers begin with.
@@ -233,6 +235,7 @@ mod tests {
             rounds: 1,
             idle: 1,
             most: 1,
+            settle: Duration::ZERO,
             shared_pid: false,
             seed: 1,
         };

@@ -9,12 +9,16 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use mooring_e2e::bench::{Machine, Plan, Section, bench, floor_alone};
 use mooring_e2e::machine::{Storage, enter};
 use mooring_e2e::node::{Node, Settings, shim};
 use mooring_e2e::suite::Handler;
+
+/// A shim gives memory back a second after its last piece of work.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// What is measured.
 #[derive(clap::Args)]
@@ -84,6 +88,7 @@ impl Options {
             rounds: self.rounds.max(1),
             idle: self.idle.max(2),
             most: self.most.max(1),
+            settle: SETTLE,
             shared_pid: self.shared_pid,
             seed: self.seed,
         }

@@ -49,11 +49,10 @@ fn without_empty(lines: &[Vec<String>]) -> Vec<Vec<String>> {
 /// Everything: the machine, then a table for each section.
 fn tables(run: &Run) -> String {
     let mut text = format!("`{}`\n\n", run.command);
-    table(
-        &mut text,
-        &["machine".to_owned(), String::new()],
-        run.machine.lines.iter().map(|(name, value)| vec![(*name).to_owned(), value.clone()]),
-    );
+    text.push_str("| machine | |\n|---|---|\n");
+    for (name, value) in &run.machine.lines {
+        let _ = writeln!(text, "| {name} | {value} |");
+    }
     for section in Section::ALL {
         let mut lines = vec![heads(&run.plan)];
         lines.extend(run.table.of(section).map(|row| cells(&run.plan, row)));
