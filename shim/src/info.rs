@@ -1,6 +1,6 @@
 //! `-info` and `-v`: what this runtime is, and what its OCI runtime can do.
 
-use std::{io, path::Path, process::Command, time::Duration};
+use std::{io, path::Path, time::Duration};
 
 use containerd_shim_protos::{
     protobuf::{Message, MessageField, well_known_types::any::Any},
@@ -9,6 +9,7 @@ use containerd_shim_protos::{
 use mooring::{
     options::{self, AnyValue, Options, Profile},
     process::{self, Reaper},
+    runtime::program,
 };
 use thiserror::Error;
 use tokio::time::Instant;
@@ -61,7 +62,7 @@ pub fn run(profile: Option<&Profile>) -> Result<Vec<u8>, Error> {
 
 /// The features of the OCI runtime; an old one does not know the question.
 async fn features(reaper: &Reaper, binary: &Path) -> Option<Vec<u8>> {
-    let mut command = Command::new(binary);
+    let mut command = program(binary);
     command.arg("features");
     let deadline = Some(Instant::now() + PATIENCE);
     let output = Box::pin(process::run(reaper, &mut command, b"", deadline)).await.ok()?;

@@ -43,6 +43,11 @@ use mooring::sys::socket;
 
 /// What the program does, from its command line on.
 pub fn main() -> ExitCode {
+    let mut given = env::args_os().skip(1);
+    if given.next().is_some_and(|word| word == "oci") {
+        detach::reset_signals();
+        return mooring_oci::main(given);
+    }
     memory::be_frugal();
     detach::reset_signals();
     let done = match args::parse(env::args_os()) {

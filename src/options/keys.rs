@@ -41,7 +41,7 @@ macro_rules! keys {
 
 keys! {
     "BinaryName" => runtime.binary, value::program,
-        "the OCI runtime: a path, or a name that is found in PATH";
+        "the OCI runtime: a path, a name that is found in PATH, or `builtin`, which is the one in the shim itself (docs/builtin.md)";
     "Root" => runtime.root, Setting::read,
         "where the OCI runtime keeps its state; containerd's namespace is added to it";
     "SystemdCgroup" => runtime.systemd_cgroup, Setting::read,

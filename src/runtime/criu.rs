@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     Error, RuntimeSettings,
-    launch::{Call, USUAL, find},
+    launch::{Call, USUAL, find, program},
     runc::Scratch,
 };
 use crate::{
@@ -58,7 +58,7 @@ pub(super) async fn check_built_in(
     reaper: &Reaper,
     verb: &'static str,
 ) -> Result<(), Error> {
-    let mut command = std::process::Command::new(find(&settings.binary));
+    let mut command = program(&settings.binary);
     command.arg("features");
     let deadline = Instant::now().checked_add(settings.timeout);
     let Ok(output) = run(reaper, &mut command, b"", deadline).await else { return Ok(()) };

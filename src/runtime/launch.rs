@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    fs::File,
+    fs::{self, File},
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -52,6 +52,23 @@ pub(super) fn find(binary: &Path) -> PathBuf {
         .find(|file| file.is_file())
         .unwrap_or_else(|| binary.to_owned())
 }
+
+/// A command that runs the OCI runtime; the built-in one is this program itself, whatever its file has become since it was
+/// started, or the shim where this is the operator's tool.
+pub fn program(binary: &Path) -> Command {
+    if binary != Path::new(super::BUILTIN) {
+        return Command::new(find(binary));
+    }
+    let own = fs::read_link(EXE).unwrap_or_default();
+    let is_shim = own.file_name().is_some_and(|name| name.to_string_lossy().starts_with(SHIM));
+    let mut command = Command::new(if is_shim { EXE.into() } else { find(Path::new(SHIM_FILE)) });
+    command.arg("oci");
+    command
+}
+
+const EXE: &str = "/proc/self/exe";
+const SHIM: &str = "containerd-shim-mooring";
+const SHIM_FILE: &str = "containerd-shim-mooring-v1";
 
 impl Call<'_> {
     fn failed_to_run(&self, source: Failure) -> Error {

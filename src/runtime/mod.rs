@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use thiserror::Error;
 
 pub use checkpoint::{Checkpoint, Restore};
-pub use launch::Stdio;
+pub use launch::{Stdio, program};
 pub use runc::Runc;
 pub use settings::RuntimeSettings;
 
@@ -34,6 +34,9 @@ use crate::{
     id::Id,
     process,
 };
+
+/// The name of the runtime that is in the shim's own program.
+pub const BUILTIN: &str = "builtin";
 
 /// What a container is created with, beside its bundle.
 pub struct Create {

@@ -3,7 +3,6 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use async_trait::async_trait;
@@ -11,7 +10,7 @@ use rustix::process::Signal;
 
 use super::{
     Checkpoint, Create, Error, Exec, OciRuntime, Restore, RuntimeSettings, checkpoint, criu,
-    launch::{Call, Stdio, find},
+    launch::{Call, Stdio, program},
     quick,
 };
 use crate::{id::Id, process::Reaper, sys::identity::Pinned};
@@ -42,7 +41,7 @@ impl Runc {
         bundle: &Path,
         log: Option<&'a Path>,
     ) -> Call<'a> {
-        let mut command = Command::new(find(&self.settings.binary));
+        let mut command = program(&self.settings.binary);
         command.current_dir(if bundle.is_dir() { bundle } else { Path::new("/") });
         command.arg("--root").arg(&self.settings.root);
         if let Some(log) = log {
@@ -73,6 +72,14 @@ impl Runc {
 }
 
 impl Runc {
+    /// The built-in runtime has no checkpoints.
+    fn can_checkpoint(&self, verb: &'static str) -> Result<(), Error> {
+        if self.settings.is_builtin() {
+            return Err(Error::NoCheckpoints { verb, binary: self.settings.binary.clone() });
+        }
+        Ok(())
+    }
+
     /// Kills what an exec has left that failed after it had started its process. Its number counts only while it is in
     /// the container's group.
     fn end_left(&self, id: &Id, pid: i32) {
@@ -160,6 +167,7 @@ impl OciRuntime for Runc {
         bundle: &Path,
         checkpoint: &Checkpoint,
     ) -> Result<(), Error> {
+        self.can_checkpoint("checkpoint")?;
         let log = log_of(bundle);
         let mut call = self.call("checkpoint", id, bundle, log.as_deref());
         let _config = criu::configure(
@@ -187,6 +195,7 @@ impl OciRuntime for Runc {
     }
 
     async fn restore(&self, id: &Id, bundle: &Path, restore: Restore) -> Result<i32, Error> {
+        self.can_checkpoint("restore")?;
         let (log, pid) = (bundle.join("log.json"), bundle.join("init.pid"));
         let mut call = self.call("restore", id, bundle, Some(&log));
         let _config = criu::configure(

@@ -50,6 +50,12 @@ impl Default for RuntimeSettings {
 }
 
 impl RuntimeSettings {
+    /// Whether the runtime is the one in the shim's own program.
+    #[must_use]
+    pub fn is_builtin(&self) -> bool {
+        self.binary == Path::new(super::BUILTIN)
+    }
+
     /// The settings for the containers of a containerd namespace.
     #[must_use]
     pub fn in_namespace(&self, namespace: impl AsRef<Path>) -> Self {

@@ -54,7 +54,7 @@ fn code_spans(text: &str) -> impl Iterator<Item = &str> {
 fn tests() -> BTreeSet<String> {
     let root = root();
     let mut found = BTreeSet::new();
-    for folder in ["src", "shim", "cli", "pack", "tests", "fuzz"] {
+    for folder in ["src", "shim", "oci", "cli", "pack", "tests", "fuzz"] {
         for path in files(&root.join(folder), ".rs") {
             let text = fs::read_to_string(&path).unwrap();
             let lines: Vec<&str> = text.lines().map(str::trim_start).collect();

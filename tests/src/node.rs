@@ -64,6 +64,8 @@ pub struct Settings {
     pub extra: Vec<Extra>,
     /// More lines of TOML for the node's `/etc/mooring/config.toml`.
     pub options: String,
+    /// Whether containers run on the OCI runtime in the shim.
+    pub builtin: bool,
     /// Whether containerd and the shims send traces to [`crate::otlp::Receiver`].
     pub traces: bool,
 }
@@ -108,7 +110,7 @@ impl Node {
         let bin = deps.join("cni/bin");
         let mut own = format!(
             "BinaryName = '{}'\nSystemdCgroup = {}\nCniConfDir = '{}'\nCniBinDirs = ['{}']\n{}\n",
-            runc(&deps).display(),
+            oci(&deps, settings).display(),
             systemd::is_first(),
             folder.join("cni/net.d").display(),
             bin.display(),
@@ -466,6 +468,14 @@ fn runc(deps: &Path) -> PathBuf {
 /// The OCI runtime's command line, as the shims call it.
 pub fn runtime(deps: &Path) -> Vec<String> {
     vec![runc(deps).display().to_string()]
+}
+
+/// The OCI runtime of Mooring's pods: as `MOORING_OCI` says, or the same as the peer's.
+fn oci(deps: &Path, settings: &Settings) -> PathBuf {
+    if settings.builtin {
+        return "builtin".into();
+    }
+    std::env::var_os("MOORING_OCI").map_or_else(|| runc(deps), PathBuf::from)
 }
 
 fn must_exist(at: &Path, what_to_do: &str) -> Result<()> {

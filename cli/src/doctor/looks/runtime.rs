@@ -1,5 +1,7 @@
 //! Containers without a shim: those that run on, and what their OCI runtime has written down.
 
+use mooring::runtime::BUILTIN;
+
 use super::Look;
 use crate::doctor::{
     finding::{Finding, Sure, word},
@@ -61,5 +63,9 @@ impl Containers {
 /// The command with which an OCI runtime ends a container and removes what it has of it.
 pub fn removal(state: &State) -> String {
     let root = word(state.root());
-    format!("{} --root {root} delete --force {}", state.runtime, word(&state.id))
+    let program = match state.runtime {
+        BUILTIN => "containerd-shim-mooring-v1 oci",
+        other => other,
+    };
+    format!("{program} --root {root} delete --force {}", word(&state.id))
 }

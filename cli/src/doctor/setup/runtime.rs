@@ -1,6 +1,8 @@
 //! The OCI runtimes that the node's handlers call.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::Path};
+
+use mooring::runtime::BUILTIN;
 
 use super::{Remark, Setup};
 
@@ -9,6 +11,9 @@ const PART: &str = "oci runtime";
 pub fn remarks(setup: &Setup<'_>) -> Vec<Remark> {
     let names: BTreeSet<_> = setup.options.iter().map(|one| &one.runtime.binary).collect();
     let judged = names.into_iter().map(|name| {
+        if name == Path::new(BUILTIN) {
+            return Remark::good(PART, "the shim's own");
+        }
         if let Some(path) = setup.program(name) {
             return Remark::good(PART, path.display().to_string());
         }

@@ -7,6 +7,7 @@ use std::{
     time::SystemTime,
 };
 
+use mooring::runtime::BUILTIN;
 use serde_json::Value;
 
 use super::{bundles::folders, processes::Process};
@@ -16,7 +17,7 @@ pub struct State {
     pub namespace: String,
     pub id: String,
     pub folder: PathBuf,
-    /// `runc` or `crun`, by the form of its file.
+    /// `runc`, `crun` or `builtin`, by the form of its file.
     pub runtime: &'static str,
     /// The container's first process, and when it started, in clock ticks since boot.
     pub pid: Option<i32>,
@@ -58,7 +59,8 @@ fn read(namespace: String, id: String, folder: PathBuf) -> State {
         cgroups.sort();
         cgroups.dedup();
         let pid = number(state.get("init_process_pid"));
-        ("runc", pid, number(state.get("init_process_start")), cgroups)
+        let runtime = if state.get("mooring").is_some() { BUILTIN } else { "runc" };
+        (runtime, pid, number(state.get("init_process_start")), cgroups)
     } else if let Some(status) = json("status") {
         let cgroup = status.get("cgroup-path").and_then(Value::as_str);
         let cgroups = cgroup

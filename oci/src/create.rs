@@ -1,0 +1,241 @@
+//! `create`: the container with its process, which waits to be started.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use mooring::{cgroup::Cgroup, sys::identity};
+use rustix::{
+    fs::{Mode, OFlags},
+    process::{Pid, Signal, WaitOptions},
+};
+use serde_json::Value;
+
+use crate::{
+    args::{Global, Local},
+    cgroup,
+    channel::{self, End, Message},
+    check, console,
+    error::{Doing, Error, Result},
+    hooks,
+    init::{self, Birth},
+    limits, load,
+    log::Log,
+    namespaces::Namespaces,
+    rootfs::{self, Making, Prepared},
+    seccomp,
+    spec::{Process, Spec},
+    state::{Cgroups, Config, Folder, Own, State, paths_of},
+    sys::{self, Fork},
+};
+
+/// What has been made so far, and goes again when the rest fails.
+struct Undo {
+    folder: Option<Folder>,
+    group: Option<Cgroup>,
+    children: Vec<i32>,
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        for pid in &self.children {
+            let Some(pid) = Pid::from_raw(*pid) else { continue };
+            // Not reaped yet, so the number is still its own.
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+            let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
+        }
+        if let Some(group) = &self.group {
+            // What cannot be removed is the caller's to find by the record that it keeps.
+            let _ = cgroup::remove(group);
+        }
+        if let Some(folder) = &self.folder {
+            let _ = folder.remove();
+        }
+    }
+}
+
+pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()> {
+    if global.systemd_cgroup {
+        return Err(Error::unsupported("control groups made by systemd (SystemdCgroup)"));
+    }
+    let id = local.id()?;
+    let bundle = bundle(local)?;
+    let spec = load::spec(&bundle)?;
+    let namespaces = Namespaces::of(&spec.linux)?;
+    check::spec(&spec, &namespaces)?;
+    let process = spec.process.as_ref().ok_or_else(|| Error::invalid("no process"))?;
+    if process.terminal && local.console_socket.is_none() {
+        return Err(Error::invalid("process.terminal without --console-socket"));
+    }
+    let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let group = cgroup::planned(&spec.linux.cgroups_path, id)?;
+    let mut undo = Undo { folder: None, group: None, children: Vec::new() };
+    let folder = Folder::create(root, id)?;
+    undo.folder = Some(folder.clone());
+    folder.make_fifo(root_of(&spec))?;
+    if let Some(filter) = &filter {
+        folder.save_filter(filter)?;
+    }
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let fifo = rustix::fs::open(folder.fifo(), flags, Mode::empty()).doing("open the fifo")?;
+    let console = local.console_socket.as_deref().map(console::connect).transpose()?;
+    let mut prepared = Prepared::of(&spec, &bundle, &namespaces)?;
+    cgroup::make(&group, spec.linux.resources.as_ref())?;
+    undo.group = Some(group.clone());
+
+    let mut state = described(id, &spec, process, &group, &bundle, &prepared.root_path);
+    let told = state.told("creating");
+    let (ours, theirs) = channel::pair()?;
+    let child = match sys::fork(false).doing("start a process")? {
+        Fork::Child => {
+            drop(ours);
+            let keyring = (!local.no_new_keyring).then_some(id);
+            let birth = Birth {
+                spec: &spec,
+                namespaces: &namespaces,
+                channel: &theirs,
+                console: console.as_ref(),
+                filter: filter.as_ref(),
+                keyring,
+                no_pivot: local.no_pivot,
+                preserve_fds: local.preserve_fds,
+                fifo: &fifo,
+                told: &told,
+            };
+            let mut making = Making {
+                spec: &spec,
+                prepared: &mut prepared,
+                group: &group,
+                own_cgroups: namespaces.has(libc::CLONE_NEWCGROUP),
+                mapped: namespaces.has(libc::CLONE_NEWUSER),
+                label: Some(spec.linux.mount_label.as_str()).filter(|label| !label.is_empty()),
+            };
+            init::bear(&birth, &mut making)
+        }
+        Fork::Parent(pid) => pid,
+    };
+    drop((theirs, prepared, console));
+    undo.children.push(child);
+    cgroup::enter(&group, child)?;
+    if let Some(warning) = limits::oom_score(child, process.oom_score_adj)? {
+        log.warn(&warning);
+    }
+    ours.answer()?;
+    let pid = attend(&ours, &spec, child, &mut undo.children, &mut state, log)?;
+    let start = identity::start_time(pid).doing("look at the container's process")?;
+    state.init_process_pid = pid;
+    state.init_process_start =
+        start.ok_or_else(|| Error::invalid("the container's process has ended"))?;
+    folder.save(&state)?;
+    if let Some(path) = &local.pid_file {
+        write_pid(path, pid)?;
+    }
+    undo.children.clear();
+    undo.group = None;
+    undo.folder = None;
+    Ok(())
+}
+
+/// What is kept of the container, but for its process.
+fn described(
+    id: &str,
+    spec: &Spec,
+    process: &Process,
+    group: &Cgroup,
+    bundle: &Path,
+    root: &Path,
+) -> State {
+    State {
+        id: id.to_owned(),
+        init_process_pid: 0,
+        init_process_start: 0,
+        created: crate::log::seconds(SystemTime::now()),
+        cgroup_paths: paths_of(group),
+        intel_rdt_path: String::new(),
+        rootless: false,
+        config: Config {
+            hooks: spec.hooks.clone().unwrap_or_default(),
+            intel_rdt: None,
+            cgroups: Cgroups { systemd: false },
+        },
+        mooring: Own {
+            form: Own::form(),
+            oci_version: spec.oci_version.clone(),
+            bundle: bundle.to_owned(),
+            rootfs: root.to_owned(),
+            annotations: spec.annotations.clone(),
+            process: process.clone(),
+        },
+    }
+}
+
+/// Does for the container's process what it may not do itself, until it is ready.
+fn attend(
+    channel: &End,
+    spec: &Spec,
+    child: i32,
+    children: &mut Vec<i32>,
+    state: &mut State,
+    log: &Log,
+) -> Result<i32> {
+    let mut born = None;
+    loop {
+        match channel.next()? {
+            Some(Message::Map) => {
+                let linux = &spec.linux;
+                rootfs::write_mappings(child, &linux.uid_mappings, &linux.gid_mappings)?;
+                channel.answer()?;
+            }
+            Some(Message::Born(pid)) => {
+                born = Some(pid);
+                children.push(pid);
+                state.init_process_pid = pid;
+                // It has nothing more to do than to end.
+                let _ = rustix::process::waitpid(Pid::from_raw(child), WaitOptions::empty());
+                children.retain(|one| *one != child);
+            }
+            Some(Message::Hooks) => {
+                let told: Value = state.told("creating");
+                let all = spec.hooks.clone().unwrap_or_default();
+                hooks::run("prestart", &all.prestart, &told)?;
+                hooks::run("createRuntime", &all.create_runtime, &told)?;
+                channel.answer()?;
+            }
+            Some(Message::Limits) => {
+                let limits = spec.process.as_ref().map(|process| process.rlimits.as_slice());
+                limits::set(born.unwrap_or(child), limits.unwrap_or_default())?;
+                channel.answer()?;
+            }
+            Some(Message::Ready) => {
+                return born.ok_or_else(|| Error::invalid("a process without a number is ready"));
+            }
+            Some(Message::Warning(what)) => log.warn(&what),
+            Some(Message::Failed(why)) => return Err(Error::Told(why)),
+            None => return Err(Error::invalid("the container's process ended while it was made")),
+        }
+    }
+}
+
+fn bundle(local: &Local) -> Result<PathBuf> {
+    let given = local.bundle.clone().unwrap_or_else(|| ".".into());
+    fs::canonicalize(&given).doing_at("find bundle", &given)
+}
+
+/// The container's root, as the node knows it.
+fn root_of(spec: &Spec) -> (u32, u32) {
+    let of = |list: &[crate::spec::Mapping]| {
+        list.iter().find(|one| one.container_id == 0).map(|one| one.host_id)
+    };
+    let linux = &spec.linux;
+    (of(&linux.uid_mappings).unwrap_or(0), of(&linux.gid_mappings).unwrap_or(0))
+}
+
+/// Whole or not at all: who waits for the file may read it at any moment.
+pub fn write_pid(path: &Path, pid: i32) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let new = path.with_file_name(format!(".{name}"));
+    fs::write(&new, pid.to_string()).doing_at("write", &new)?;
+    fs::rename(&new, path).doing_at("replace", path)
+}

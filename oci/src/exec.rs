@@ -1,0 +1,245 @@
+//! `exec`: a further process in a container.
+
+use std::{fs, os::fd::AsFd, path::Path};
+
+use mooring::cgroup::Cgroup;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open};
+
+use crate::{
+    args::Local,
+    cgroup,
+    channel::{self, End, Message},
+    check, console,
+    create::write_pid,
+    error::{Doing, Error, Result},
+    limits, load,
+    log::Log,
+    namespaces,
+    process::{self, Finish},
+    spec::Process,
+    state::{Folder, State, Status},
+    sys::{self, Fork},
+};
+
+/// Answers the status to exit with.
+pub fn run(root: &Path, local: &Local, log: &Log) -> Result<i32> {
+    let id = local.id()?;
+    let folder = Folder::of(root, id);
+    let state = folder.load()?;
+    match state.status(&folder)? {
+        Status::Created | Status::Running => {}
+        Status::Paused => return Err(Error::invalid("cannot exec in a paused container")),
+        Status::Stopped => return Err(Error::invalid("cannot exec in a stopped container")),
+    }
+    let process = wanted(local, &state)?;
+    check::process(&process)?;
+    if process.terminal && local.console_socket.is_none() {
+        return Err(Error::invalid("process.terminal without --console-socket"));
+    }
+    let filter = folder.filter()?;
+    let console = local.console_socket.as_deref().map(console::connect).transpose()?;
+    // From here on the number cannot become another's.
+    let held = Pid::from_raw(state.init_process_pid)
+        .ok_or_else(|| Error::invalid("the container has no process"))
+        .and_then(|pid| {
+            pidfd_open(pid, PidfdFlags::empty()).doing("hold the container's process")
+        })?;
+    if !state.is_alive()? {
+        return Err(Error::invalid("cannot exec in a stopped container"));
+    }
+    let flags = namespaces::foreign(state.init_process_pid)?;
+    let proc = fs::File::open("/proc").doing("open /proc")?.into();
+    let (ours, theirs) = channel::pair()?;
+    let group = state.group();
+    let child = match sys::fork(false).doing("start a process")? {
+        Fork::Child => {
+            drop(ours);
+            let keyring = None;
+            let finish = Finish {
+                process: &process,
+                filter: filter.as_ref(),
+                personality: None,
+                keyring,
+                preserve_fds: local.preserve_fds,
+                proc: &proc,
+                channel: &theirs,
+            };
+            join(held.as_fd(), flags, console.as_ref(), &finish)
+        }
+        Fork::Parent(pid) => pid,
+    };
+    drop((theirs, console, held));
+    let mut children = Children(vec![child]);
+    enter(&group, state.init_process_pid, child)?;
+    if let Some(warning) = limits::oom_score(child, process.oom_score_adj)? {
+        log.warn(&warning);
+    }
+    ours.answer()?;
+    let pid = attend(&ours, &process, child, &mut children.0, log)?;
+    if let Some(path) = &local.pid_file {
+        write_pid(path, pid)?;
+    }
+    children.0.clear();
+    if local.detach {
+        return Ok(0);
+    }
+    let ended = rustix::process::waitpid(Pid::from_raw(pid), WaitOptions::empty())
+        .doing("wait for the process")?;
+    let status = ended.map(|(_, status)| status);
+    Ok(status.map_or(255, |status| {
+        status
+            .exit_status()
+            .or_else(|| status.terminating_signal().map(|signal| 128 + signal))
+            .unwrap_or(255)
+    }))
+}
+
+/// Killed unless all went well.
+struct Children(Vec<i32>);
+
+impl Drop for Children {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            let Some(pid) = Pid::from_raw(*pid) else { continue };
+            // Not reaped yet, so the number is still its own.
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+            let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
+        }
+    }
+}
+
+/// The process of the file, or the container's own with other arguments; what it does not say is as the container's.
+fn wanted(local: &Local, state: &State) -> Result<Process> {
+    let own = &state.mooring.process;
+    let mut process = match &local.process {
+        Some(path) => load::process(path)?,
+        None => Process {
+            args: local.rest.get(1..).unwrap_or_default().to_vec(),
+            terminal: local.tty,
+            console_size: None,
+            ..own.clone()
+        },
+    };
+    if let Some(cwd) = &local.cwd {
+        process.cwd.clone_from(cwd);
+    }
+    process.env.extend(local.env.iter().cloned());
+    if process.capabilities.is_none() {
+        process.capabilities.clone_from(&own.capabilities);
+    }
+    if process.rlimits.is_empty() {
+        process.rlimits.clone_from(&own.rlimits);
+    }
+    for (text, own) in [
+        (&mut process.apparmor_profile, &own.apparmor_profile),
+        (&mut process.selinux_label, &own.selinux_label),
+        (&mut process.cwd, &own.cwd),
+    ] {
+        if text.is_empty() {
+            text.clone_from(own);
+        }
+    }
+    process.oom_score_adj = process.oom_score_adj.or(own.oom_score_adj);
+    process.user.umask = process.user.umask.or(own.user.umask);
+    Ok(process)
+}
+
+/// Where the container has made groups below its own, v2 lets no process into that.
+fn enter(group: &Cgroup, init: i32, pid: i32) -> Result<()> {
+    let Err(error) = cgroup::enter(group, pid) else { return Ok(()) };
+    let busy = matches!(&error, Error::System { source, .. } if source.raw_os_error() == Some(libc::EBUSY));
+    if !busy || !group.is_unified() {
+        return Err(error);
+    }
+    cgroup::enter(&Cgroup::of_process(init)?, pid)
+}
+
+/// Enters the container and becomes the process. Runs in a copy of the caller, which ends here.
+fn join(
+    held: std::os::fd::BorrowedFd<'_>,
+    flags: i32,
+    console: Option<&std::os::fd::OwnedFd>,
+    finish: &Finish<'_>,
+) -> ! {
+    let entered = (|| {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+            .doing("be killed with the caller")?;
+        finish.channel.wait()?;
+        sys::setns(held, flags).doing("enter the container's namespaces")?;
+        if flags & libc::CLONE_NEWUSER != 0 {
+            sys::become_user(0, 0, &[]).doing("become root of the user namespace")?;
+            process::hide()?;
+        }
+        sys::fork(true).doing("start the process")
+    })();
+    let status = match entered {
+        Ok(Fork::Parent(pid)) => i32::from(finish.channel.tell(&Message::Born(pid)).is_err()),
+        Ok(Fork::Child) => {
+            let error = become_it(console, finish);
+            let _ = finish.channel.tell(&Message::Failed(error.to_string()));
+            255
+        }
+        Err(error) => {
+            let _ = finish.channel.tell(&Message::Failed(error.to_string()));
+            1
+        }
+    };
+    sys::exit(status)
+}
+
+fn become_it(console: Option<&std::os::fd::OwnedFd>, finish: &Finish<'_>) -> Error {
+    let ready = (|| {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+            .doing("be killed with the caller")?;
+        rustix::process::setsid().doing("start a session")?;
+        if finish.process.terminal {
+            let socket = console.ok_or_else(|| Error::invalid("no console socket"))?;
+            let root = rustix::fs::open(
+                "/",
+                rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+                rustix::fs::Mode::empty(),
+            )
+            .doing("open the container's root")?;
+            let peer = console::make(root.as_fd(), socket, finish.process.console_size)?;
+            console::take(peer)?;
+        }
+        let ready = process::finish(finish)?;
+        rustix::process::set_parent_process_death_signal(None).doing("outlive the caller")?;
+        Ok(ready)
+    })();
+    match ready {
+        Ok(ready) => ready.run(finish),
+        Err(error) => error,
+    }
+}
+
+/// Answers the process's number once its program runs: then its end of the channel is closed.
+fn attend(
+    channel: &End,
+    process: &Process,
+    child: i32,
+    children: &mut Vec<i32>,
+    log: &Log,
+) -> Result<i32> {
+    let mut born = None;
+    loop {
+        match channel.next()? {
+            Some(Message::Born(pid)) => {
+                born = Some(pid);
+                children.push(pid);
+                let _ = rustix::process::waitpid(Pid::from_raw(child), WaitOptions::empty());
+                children.retain(|one| *one != child);
+            }
+            Some(Message::Limits) => {
+                limits::set(born.unwrap_or(child), &process.rlimits)?;
+                channel.answer()?;
+            }
+            Some(Message::Warning(what)) => log.warn(&what),
+            Some(Message::Failed(why)) => return Err(Error::Told(why)),
+            Some(other) => return Err(Error::invalid(format!("an exec told {other:?}"))),
+            None => {
+                return born.ok_or_else(|| Error::invalid("the process ended while it was made"));
+            }
+        }
+    }
+}

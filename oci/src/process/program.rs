@@ -1,0 +1,122 @@
+//! Which program is run, and with which environment.
+
+use std::{ffi::CString, path::Path};
+
+use rustix::{fs::Access, io::Errno};
+
+use super::{Ready, read_of_container};
+use crate::{
+    error::{Error, Result},
+    spec::Process,
+};
+
+/// The program of a process, looked for as its user and where it will run.
+pub(super) fn of(process: &Process) -> Result<Ready> {
+    let name = process.args.first().map(String::as_str).unwrap_or_default();
+    let path = find(name, path_of(&process.env))?;
+    let text = |text: &str| {
+        CString::new(text).map_err(|_| Error::invalid("an argument or a variable with a zero byte"))
+    };
+    let mut environment = Vec::with_capacity(process.env.len() + 1);
+    let mut has_home = false;
+    for one in &process.env {
+        has_home |= one.starts_with("HOME=") && one.len() > 5;
+        environment.push(text(one)?);
+    }
+    if !has_home {
+        environment.retain(|one| one.as_bytes() != b"HOME=");
+        let passwd = read_of_container(Path::new("/etc/passwd")).unwrap_or_default();
+        let home = home_in(&passwd, process.user.uid).unwrap_or("/");
+        environment.push(text(&format!("HOME={home}"))?);
+    }
+    let arguments = process.args.iter().map(|one| text(one)).collect::<Result<_>>()?;
+    Ok(Ready { path: text(&path)?, arguments, environment })
+}
+
+fn path_of(environment: &[String]) -> &str {
+    environment.iter().rev().find_map(|one| one.strip_prefix("PATH=")).unwrap_or_default()
+}
+
+/// As a shell finds programs. The words for one that is not there are what clients look for.
+fn find(name: &str, path: &str) -> Result<String> {
+    let failed = |why: &str| Err(Error::invalid(format!("exec: {name:?}: {why}")));
+    if name.is_empty() {
+        return failed("no command");
+    }
+    if name.contains('/') {
+        return match is_program(name) {
+            Ok(()) => Ok(name.to_owned()),
+            Err(errno) => failed(&format!("stat {name}: {}", words(errno))),
+        };
+    }
+    let mut denied = false;
+    for folder in path.split(':') {
+        let file = if folder.is_empty() { format!("./{name}") } else { format!("{folder}/{name}") };
+        match is_program(&file) {
+            Ok(()) => return Ok(file),
+            Err(errno) => denied |= errno == Errno::ACCESS,
+        }
+    }
+    failed(if denied { "permission denied" } else { "executable file not found in $PATH" })
+}
+
+fn words(errno: Errno) -> String {
+    match errno {
+        Errno::NOENT => "no such file or directory".into(),
+        Errno::ACCESS => "permission denied".into(),
+        Errno::ISDIR => "is a directory".into(),
+        other => std::io::Error::from(other).to_string(),
+    }
+}
+
+fn is_program(path: &str) -> std::result::Result<(), Errno> {
+    let about = rustix::fs::stat(path)?;
+    if rustix::fs::FileType::from_raw_mode(about.st_mode).is_dir() {
+        return Err(Errno::ISDIR);
+    }
+    // With the rights of now, which are those of the program.
+    let flags = rustix::fs::AtFlags::EACCESS;
+    match rustix::fs::accessat(rustix::fs::CWD, path, Access::EXEC_OK, flags) {
+        // A filter or an old kernel that does not know the question: exec will answer it.
+        Err(Errno::NOSYS | Errno::PERM) => Ok(()),
+        other => other,
+    }
+}
+
+/// The home of a user in the text of a passwd.
+fn home_in(passwd: &str, uid: u32) -> Option<&str> {
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':').skip(2);
+        let id: u32 = fields.next()?.trim().parse().ok()?;
+        let home = fields.nth(2)?;
+        (id == uid && !home.is_empty()).then_some(home)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_as_a_shell_does() {
+        assert!(find("sh", "/nowhere:/bin").unwrap().ends_with("/bin/sh"));
+        let error = find("no-such-program", "/bin").unwrap_err().to_string();
+        assert_eq!(error, r#"exec: "no-such-program": executable file not found in $PATH"#);
+        let error = find("/no/such", "").unwrap_err().to_string();
+        assert!(error.contains("no such file or directory"), "{error}");
+        let error = find("/etc", "").unwrap_err().to_string();
+        assert!(error.contains("is a directory"), "{error}");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = find(&file.path().display().to_string(), "").unwrap_err().to_string();
+        assert!(error.contains("permission denied"), "{error}");
+        assert!(find("", "/bin").is_err());
+    }
+
+    #[test]
+    fn the_home_is_the_users() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\na:x:7:7::/home/a:\nb:x:8:8:::\n";
+        assert_eq!(home_in(passwd, 0), Some("/root"));
+        assert_eq!(home_in(passwd, 7), Some("/home/a"));
+        assert_eq!(home_in(passwd, 8), None);
+    }
+}
