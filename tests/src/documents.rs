@@ -182,6 +182,7 @@ fn files_of_the_project_that_are_named_are_there() {
     let folders = [
         "src/",
         "shim/",
+        "oci/",
         "cli/",
         "tests/",
         "tools/",
