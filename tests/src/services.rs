@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use crate::node::Node;
 use crate::suite::Case;
+use crate::systemd;
 
 /// The containerd namespace of these clients.
 pub const NAMESPACE: &str = "default";
@@ -489,6 +490,12 @@ pub fn container_spec(id: &str, arguments: &[&str], sandbox_pid: Option<u32>) ->
         };
         namespaces.push(namespace);
     }
+    // As whoever has systemd's cgroups must name it.
+    let group = if systemd::is_first() {
+        format!("system.slice:{NAMESPACE}:{id}")
+    } else {
+        format!("/{NAMESPACE}/{id}")
+    };
     json!({
         "ociVersion": "1.2.0",
         "process": {
@@ -503,6 +510,6 @@ pub fn container_spec(id: &str, arguments: &[&str], sandbox_pid: Option<u32>) ->
             { "destination": "/proc", "type": "proc", "source": "proc" },
             { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"] },
         ],
-        "linux": { "namespaces": namespaces, "cgroupsPath": format!("/{NAMESPACE}/{id}") },
+        "linux": { "namespaces": namespaces, "cgroupsPath": group },
     })
 }

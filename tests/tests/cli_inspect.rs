@@ -220,6 +220,7 @@ async fn a_shim_that_does_not_finish_in_time_is_killed_with_force(case: Case) ->
     plugins.fault("ptp", "DEL", "hang")?;
     let joined = run(&["stop", life.id(), "--timeout", "1s"]).await?;
     ensure!(text(&joined).contains("still at step network"), "{}", text(&joined));
+    until(Duration::from_secs(20), "no plugin hangs", || !hanging_plugins().is_empty()).await?;
     plugins.mend("ptp", "DEL");
     let forced = run(&["stop", life.id(), "--timeout", "2s", "--force"]).await?;
     ensure!(forced.status.success(), "{}", text(&forced));

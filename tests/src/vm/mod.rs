@@ -77,11 +77,14 @@ impl Variant {
     fn core(self) -> Vec<&'static str> {
         match self {
             Self::Runc => {
-                [&["cri_lifecycle::runc", "cri_resources::runc::container_stats"], &CORE[..]]
-                    .concat()
+                let peer = ["cri_lifecycle::runc", "cri_resources::runc::container_stats"];
+                [&peer[..], &CORE, &OPERATORS].concat()
             }
             Self::Crun => CORE.to_vec(),
-            Self::Systemd => vec!["systemd::", "cri_lifecycle::mooring", "cri_resources::mooring"],
+            Self::Systemd => {
+                let ours = ["systemd::", "cri_lifecycle::mooring", "cri_resources::mooring"];
+                [&ours[..], &OPERATORS].concat()
+            }
         }
     }
 }
@@ -105,6 +108,10 @@ const CORE: [&str; 16] = [
     "mooring::what_forks_for_ever_in_the_nodes_pids_goes",
     "mooring::a_clock_that_jumps",
 ];
+
+/// What an operator asks of a pod: groups, memory and network are counted otherwise on each of these machines.
+const OPERATORS: [&str; 2] =
+    ["mooring::inspect_tells_what_a_shim_knows", "mooring::a_scrape_tells_what_the_node_does"];
 
 /// What the guest is to do, as it is written onto the disk.
 struct Job {
