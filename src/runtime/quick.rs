@@ -7,6 +7,7 @@ use std::{
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::Deserialize;
@@ -18,6 +19,9 @@ use tokio::{
 
 use super::{Error, RuntimeSettings};
 use crate::{cgroup::Cgroup, id::Id, process::Exited, sys::identity::is_alive};
+
+/// How long an init that has been told to may take to become its program before it counts as started all the same.
+const BECOMES: Duration = Duration::from_secs(1);
 
 /// What is read of runc's `state.json`.
 #[derive(Debug, Default, Deserialize)]
@@ -138,6 +142,22 @@ pub async fn start(settings: &RuntimeSettings, id: &Id, init: &Exited) -> Result
                 return Err(Error::Ended);
             }
         }
+    }
+    // The init holds its end until it becomes its program, or nearly so. Who is told that the container runs may freeze
+    // or checkpoint it at once, and shall find the program.
+    let becomes = async {
+        while reader.readable().await.is_ok() {
+            match reader.try_read(&mut byte) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Ok(1..) => {}
+                Ok(0) | Err(_) => break,
+            }
+        }
+    };
+    tokio::select! {
+        () = becomes => {}
+        _ = init.wait() => {}
+        () = sleep(BECOMES) => {}
     }
     match fs::remove_file(&fifo) {
         Err(source) if source.kind() != ErrorKind::NotFound => Err(failed("remove", &fifo, source)),

@@ -45,3 +45,19 @@ async fn a_started_container_is_running_for_the_runtime_too() {
         stage.assert_clean();
     }
 }
+
+/// Whoever freezes or checkpoints it then finds the program. runc 1.1 closes its end by the exec itself, later ones before it.
+#[tokio::test]
+async fn a_start_answers_when_the_program_runs() {
+    for _ in 0..10 {
+        let mut stage = Stage::new("sleep 1000");
+        stage.settings.binary = dependency("runc-1.1");
+        let init = stage.run(Streams::default()).await;
+        let program = std::fs::read_link(format!("/proc/{init}/exe")).unwrap();
+        assert!(program.ends_with("busybox"), "it is {program:?}");
+        stage.kill(9).await;
+        stage.wait("").await;
+        stage.delete().await;
+        stage.assert_clean();
+    }
+}
