@@ -21,7 +21,7 @@ use super::{Error, RuntimeSettings};
 use crate::{cgroup::Cgroup, id::Id, process::Exited, sys::identity::is_alive};
 
 /// How long an init that has been told to may take to become its program before it counts as started all the same.
-const BECOMES: Duration = Duration::from_secs(1);
+const BECOMES: Duration = Duration::from_millis(200);
 
 /// What is read of runc's `state.json`.
 #[derive(Debug, Default, Deserialize)]
@@ -102,6 +102,12 @@ impl State {
     }
 }
 
+/// What a process is called, which changes with its program; nothing once it has ended. Neither a file system nor the
+/// process's memory is looked at, so that no container can delay it.
+fn name(pid: i32) -> Option<Vec<u8>> {
+    fs::read(format!("/proc/{pid}/comm")).ok()
+}
+
 /// Starts a container that runc created: its init waits until somebody reads from a fifo, and `runc start` is
 /// that reader. Fails with [`Error::Ended`] when the init ends first.
 pub async fn start(settings: &RuntimeSettings, id: &Id, init: &Exited) -> Result<bool, Error> {
@@ -112,6 +118,7 @@ pub async fn start(settings: &RuntimeSettings, id: &Id, init: &Exited) -> Result
                 && !state.has_hook(&["poststart", "startContainer"]) => {}
         _ => return Ok(false),
     }
+    let before = name(init.pid());
     let late = sleep(settings.timeout);
     tokio::pin!(late);
     // Opened without waiting; it becomes readable when the init has opened its end and written.
@@ -143,21 +150,10 @@ pub async fn start(settings: &RuntimeSettings, id: &Id, init: &Exited) -> Result
             }
         }
     }
-    // The init holds its end until it becomes its program, or nearly so. Who is told that the container runs may freeze
-    // or checkpoint it at once, and shall find the program.
-    let becomes = async {
-        while reader.readable().await.is_ok() {
-            match reader.try_read(&mut byte) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Ok(1..) => {}
-                Ok(0) | Err(_) => break,
-            }
-        }
-    };
-    tokio::select! {
-        () = becomes => {}
-        _ = init.wait() => {}
-        () = sleep(BECOMES) => {}
+    // Who is told that the container runs may freeze or checkpoint it at once, and shall find the program.
+    let until = Instant::now() + BECOMES;
+    while name(init.pid()) == before && Instant::now() < until {
+        sleep(Duration::from_millis(1)).await;
     }
     match fs::remove_file(&fifo) {
         Err(source) if source.kind() != ErrorKind::NotFound => Err(failed("remove", &fifo, source)),
