@@ -77,8 +77,9 @@ impl Variant {
     fn core(self) -> Vec<&'static str> {
         match self {
             Self::Runc => {
-                let peer = ["cri_lifecycle::runc", "cri_resources::runc::container_stats"];
-                [&peer[..], &CORE, &OPERATORS].concat()
+                let more =
+                    ["cri_lifecycle::runc", "cri_resources::runc::container_stats", "builtin::"];
+                [&more[..], &CORE, &OPERATORS].concat()
             }
             Self::Crun => CORE.to_vec(),
             Self::Systemd => {
