@@ -233,6 +233,16 @@ async fn a_shim_that_does_not_finish_in_time_is_killed_with_force(case: Case) ->
     life.end().await
 }
 
+/// One whose shim lives, and one whose shim is gone and for which nobody works, since containerd is down.
+async fn living_and_left(case: &Case) -> Result<(Life, Life)> {
+    let (living, left) = (running(case).await?, running(case).await?);
+    case.node.end(Signal::SIGKILL).await?;
+    kill_shim(left.id())?;
+    let gone = || shim_of(left.id()).is_err();
+    until(Duration::from_secs(10), "the shim does not end", gone).await?;
+    Ok((living, left))
+}
+
 /// The tool on a terminal of its own.
 struct OnTerminal {
     child: Child,
@@ -280,11 +290,7 @@ impl OnTerminal {
 /// One that its shim stops, and one whose journal the tool completes: both are where a plugin hangs.
 async fn an_interrupted_stop_can_be_gone_on_with(case: Case) -> Result<()> {
     let plugins = Plugins::install(&case.node, "interrupt", "CniTimeout = '2m'")?;
-    let (living, left) = (running(&case).await?, running(&case).await?);
-    case.node.end(Signal::SIGKILL).await?;
-    kill_shim(left.id())?;
-    let gone = || shim_of(left.id()).is_err();
-    until(Duration::from_secs(10), "the shim does not end", gone).await?;
+    let (living, left) = Box::pin(living_and_left(&case)).await?;
     plugins.fault("ptp", "DEL", "hang")?;
     let stopping = OnTerminal::start(&["stop", "--all"])?;
     let both = until(Duration::from_secs(20), "not both hang", || hanging_plugins().len() >= 2);
@@ -314,14 +320,9 @@ async fn an_interrupted_stop_can_be_gone_on_with(case: Case) -> Result<()> {
     left.end().await
 }
 
-/// One whose shim lives, one whose shim is gone and for which nobody works.
 async fn all_are_stopped_at_once_whoever_has_them(case: Case) -> Result<()> {
     let plugins = Plugins::install(&case.node, "all", "")?;
-    let (living, left) = (running(&case).await?, running(&case).await?);
-    case.node.end(Signal::SIGKILL).await?;
-    kill_shim(left.id())?;
-    let gone = || shim_of(left.id()).is_err();
-    until(Duration::from_secs(10), "the shim does not end", gone).await?;
+    let (living, left) = Box::pin(living_and_left(&case)).await?;
     let other = run(&["stop", "--namespace", "nobodys"]).await?;
     ensure!(other.status.success() && text(&other) == "nothing to stop\n", "{}", text(&other));
     let stopped = run(&["stop", "--all"]).await?;
