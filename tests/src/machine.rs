@@ -7,6 +7,7 @@
 //! removes them, which finds them by its name.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, exit};
@@ -29,7 +30,7 @@ use crate::systemd;
 /// How the folders and cgroups of machines begin; who waits outside follows.
 const NAME: &str = "mooring-e2e-";
 /// Tells a run of the binary where in [`enter`] it is.
-const STAGE: &str = "MOORING_E2E_STAGE";
+pub const STAGE: &str = "MOORING_E2E_STAGE";
 /// The machine's folder on the outer machine's disk.
 const FOLDER: &str = "MOORING_E2E_FOLDER";
 /// The name of the machine's cgroup in every hierarchy.
@@ -331,7 +332,7 @@ fn build(storage: Storage, folder: &Path, hierarchies: &[Hierarchy]) -> Result<(
         }
     }
     tmpfs(Path::new("/run"))?;
-    tmpfs(Path::new("/tmp"))?;
+    own_tmp(folder)?;
     fs::create_dir_all("/run/lock")?;
     rebuild_cgroups(hierarchies)?;
     hand_down_controllers()?;
@@ -352,6 +353,21 @@ fn hand_down_controllers() -> Result<()> {
     let all: Vec<String> = controllers.split_whitespace().map(|one| format!("+{one}")).collect();
     fs::write(top.join("cgroup.subtree_control"), all.join(" "))
         .context("hand down the controllers")
+}
+
+/// A /tmp of the machine's own. Its folder stays where others look for it, if it lies in there.
+fn own_tmp(folder: &Path) -> Result<()> {
+    let none = None::<&str>;
+    let at = Path::new("/tmp");
+    let outer = fs::File::open(folder).context("open the machine's folder")?;
+    tmpfs(at)?;
+    if folder.starts_with(at) {
+        fs::create_dir_all(folder)?;
+        let outer = format!("/proc/self/fd/{}", outer.as_raw_fd());
+        mount(Some(outer.as_str()), folder, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
+            .context("keep the machine's folder in /tmp")?;
+    }
+    Ok(())
 }
 
 fn tmpfs(at: &Path) -> Result<()> {
