@@ -51,7 +51,10 @@ pub fn main() -> ExitCode {
     memory::be_frugal();
     detach::reset_signals();
     let done = match args::parse(env::args_os()) {
-        Ok(Request::Start(args)) => start::run(args).map_err(print),
+        Ok(Request::Start(args)) => {
+            memory::without_cache();
+            start::run(args).map_err(print)
+        }
         Ok(Request::Info(args)) => info::run(args.profile.as_ref()).map_err(print),
         Ok(Request::Version) => Ok(info::version().into_bytes()),
         Ok(Request::Delete(args)) => delete::run(&args).map_err(print),

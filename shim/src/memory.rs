@@ -1,6 +1,13 @@
 //! A pod's shim is idle nearly all its life, and a node has hundreds of them: memory that is not needed goes back.
 
-use std::{sync::LazyLock, time::Duration};
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    os::unix::process::CommandExt as _,
+    process::Command,
+    sync::LazyLock,
+    time::Duration,
+};
 
 use tokio::{sync::Notify, time::sleep};
 
@@ -10,6 +17,13 @@ const CALM: Duration = Duration::from_secs(1);
 const TRIM_THRESHOLD: libc::c_int = 64 << 10;
 /// What is larger than this gets pages of its own, which go back when it is freed.
 const MMAP_THRESHOLD: libc::c_int = 64 << 10;
+/// glibc's settings from outside, `name=value` with colons between them.
+const TUNABLES: &str = "GLIBC_TUNABLES";
+/// Each thread of glibc's keeps up to seven freed pieces of each of 64 sizes. They never go back, lie scattered, and keep
+/// the pages around them: half of the heap of a shim that had many execs at once.
+const NO_CACHE: &str = "glibc.malloc.tcache_count=0";
+/// [`TUNABLES`] as they were before this process set them.
+const BEFORE: &str = "MOORING_TUNABLES_BEFORE";
 /// Pages of the stack that the call itself may need.
 const FRAMES: usize = 2;
 /// How far below the stack is emptied, in bytes.
@@ -32,6 +46,41 @@ pub fn be_frugal() {
         // SAFETY: mallopt takes two numbers; one that it does not know it ignores.
         unsafe { libc::mallopt(parameter, value) };
     }
+}
+
+/// Has this program run again, in this very process, with an allocator that keeps nothing for itself: it is told so by
+/// the environment alone, when it starts. Returns where that is done; also where it cannot be, which costs memory and
+/// nothing else. What this process starts is given the environment as it was.
+///
+/// Called while there is one thread.
+pub fn without_cache() {
+    let Some(before) = env::var_os(BEFORE) else {
+        let given = env::var_os(TUNABLES).unwrap_or_default();
+        let mut arguments = env::args_os();
+        let mut again = Command::new("/proc/self/exe");
+        if let Some(name) = arguments.next() {
+            again.arg0(name);
+        }
+        // Whether it is the second time is not to be seen by what glibc may take away (ld.so(8), secure execution).
+        let _failed =
+            again.args(arguments).env(TUNABLES, with_ours(&given)).env(BEFORE, given).exec();
+        return;
+    };
+    // SAFETY: nothing else reads or writes the environment, for there is no other thread.
+    unsafe {
+        env::remove_var(BEFORE);
+        if before.is_empty() { env::remove_var(TUNABLES) } else { env::set_var(TUNABLES, before) }
+    }
+}
+
+/// Of two that are the same the last one counts.
+fn with_ours(given: &OsStr) -> OsString {
+    let mut all = given.to_owned();
+    if !all.is_empty() {
+        all.push(":");
+    }
+    all.push(NO_CACHE);
+    all
 }
 
 /// Says that a piece of work is done that used memory.
@@ -87,6 +136,12 @@ fn unmap_program() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_of_others_stay() {
+        assert_eq!(with_ours(OsStr::new("")), NO_CACHE);
+        assert_eq!(with_ours(OsStr::new("a=b:c=d")), *format!("a=b:c=d:{NO_CACHE}"));
+    }
 
     /// Touches a good deal of the stack.
     #[inline(never)]

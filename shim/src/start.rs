@@ -1,7 +1,7 @@
 //! `start`: finds the shim that serves a sandbox or container, or becomes it.
 //!
-//! The daemon is forked from this process while it has one thread: nothing is executed a second time, and the
-//! socket takes connections before containerd learns its address.
+//! The daemon is forked from this process while it has one thread, and the socket takes connections before containerd
+//! learns its address.
 
 use std::{
     env, fs, io,

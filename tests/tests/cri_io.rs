@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use mooring_e2e::bench::{execs, processes::sum};
 use mooring_e2e::cri::{ContainerSpec, PodSpec};
 use mooring_e2e::faults::{shim_of, until};
 use mooring_e2e::node::Settings;
@@ -94,6 +95,23 @@ async fn twenty_execs_at_once_all_answer(case: Case) -> Result<()> {
         let ran = one.await??;
         assert_eq!((ran.code, ran.stdout), (number, format!("{number}\n")));
     }
+    pod.end().await
+}
+
+/// Probes of a pod's containers often run in the same moment.
+async fn many_execs_at_once_leave_no_memory_behind(case: Case) -> Result<()> {
+    let pod = PodSpec::new(&case).run().await?;
+    let shim = shim_of(&pod.id)?.pid;
+    let container = std::sync::Arc::new(pod.start(&ContainerSpec::idle("main")).await?);
+    container.exec(&["/bin/true"]).await?;
+    // A shim gives memory back a second after its last work.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let before = sum(&[shim])?.anonymous;
+    for _ in 0..6 {
+        execs(&container, 20).await?;
+    }
+    let little = || sum(&[shim]).is_ok_and(|now| now.anonymous < before + 160.0);
+    until(Duration::from_secs(15), "the shim keeps the execs' memory", little).await?;
     pod.end().await
 }
 
@@ -279,4 +297,4 @@ suite!(Settings::default();
         logs_go_on_in_a_new_file_after_reopening,
         port_forward_reaches_a_server_in_the_pod,
         a_host_port_leads_into_the_pod;
-    mooring: a_terminal_is_one_descriptor_of_its_shim);
+    mooring: a_terminal_is_one_descriptor_of_its_shim, many_execs_at_once_leave_no_memory_behind);

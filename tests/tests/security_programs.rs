@@ -30,7 +30,7 @@ fn descriptors(pid: i32) -> Result<BTreeMap<i32, PathBuf>> {
 }
 
 /// Words that only the environment of containerd and its shims has.
-const OF_THE_SHIM: [&str; 8] = [
+const OF_THE_SHIM: [&str; 9] = [
     "TTRPC_ADDRESS",
     "GRPC_ADDRESS",
     "MAX_SHIM_VERSION",
@@ -39,6 +39,7 @@ const OF_THE_SHIM: [&str; 8] = [
     "GOMAXPROCS",
     "NOTIFY_SOCKET",
     "LISTEN_",
+    "GLIBC_TUNABLES",
 ];
 
 fn assert_nothing_of_the_shim(environment: &str) {

@@ -105,8 +105,11 @@ async fn by_exec(container: &Container) -> Result<()> {
     Ok(())
 }
 
-/// So many execs at once; each must succeed.
-pub(super) async fn execs(container: &Arc<Container>, count: usize) -> Result<()> {
+/// So many execs at once.
+///
+/// # Errors
+/// One of them does not succeed.
+pub async fn execs(container: &Arc<Container>, count: usize) -> Result<()> {
     let exec = |_| {
         let container = Arc::clone(container);
         tokio::spawn(async move { container.exec(&["/bin/true"]).await })
