@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 use crate::daemon::Daemon;
 use crate::images::PAUSE_IMAGE;
 pub use crate::images::{DATA_IMAGE, IMAGE};
+use crate::suite::Handler;
 use crate::systemd;
 
 /// The node's configuration of Mooring.
@@ -60,14 +61,22 @@ impl Extra {
 /// What a test binary wants of its node beyond the usual.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// Further handlers with Mooring's shim.
+    /// Further handlers with Mooring's shim, beside those of [`Handler`](crate::suite::Handler).
     pub extra: Vec<Extra>,
     /// More lines of TOML for the node's `/etc/mooring/config.toml`.
     pub options: String,
-    /// Whether containers run on the OCI runtime in the shim.
+    /// Whether containers of the handler `mooring` run on the OCI runtime in the shim.
     pub builtin: bool,
     /// Whether containerd and the shims send traces to [`crate::otlp::Receiver`].
     pub traces: bool,
+}
+
+impl Settings {
+    /// Every handler that is a profile of the node's configuration.
+    fn profiles(&self) -> Vec<Extra> {
+        let builtin = Extra::with_runtime(Handler::Builtin.name(), Path::new("builtin"));
+        self.extra.iter().cloned().chain([builtin]).collect()
+    }
 }
 
 /// A booted containerd. It lives as long as the machine does.
@@ -116,7 +125,7 @@ impl Node {
             bin.display(),
             settings.options
         );
-        for Extra { name, options } in &settings.extra {
+        for Extra { name, options } in &settings.profiles() {
             write!(own, "[profile.{name}]\n{options}\n")?;
             let program = format!("bin/containerd-shim-mooring-{name}-v1");
             symlink(&shim, folder.join(program)).context("link the shim")?;
@@ -516,7 +525,7 @@ fn config(folder: &Path, deps: &Path, settings: &Settings) -> String {
         "[{table}.mooring]\nruntime_type = 'io.containerd.mooring.v1'\n\
          runtime_path = '{dir}/bin/containerd-shim-mooring-v1'\nsandboxer = 'shim'\n"
     );
-    for Extra { name, .. } in &settings.extra {
+    for Extra { name, .. } in &settings.profiles() {
         let _ = write!(
             handlers,
             "[{table}.{name}]\nruntime_type = 'io.containerd.mooring-{name}.v1'\nsandboxer = 'shim'\n"

@@ -30,20 +30,28 @@ const LIMIT: Duration = Duration::from_secs(90);
 pub enum Handler {
     /// The peer: podsandbox with containerd-shim-runc-v2.
     Runc,
-    /// The shim under test.
+    /// The shim under test, with the node's OCI runtime.
     Mooring,
+    /// The same shim, with the OCI runtime in it.
+    Builtin,
 }
 
 impl Handler {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Runc, Self::Mooring];
+    pub const ALL: [Self; 3] = [Self::Runc, Self::Mooring, Self::Builtin];
 
     /// As the node's configuration calls it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Runc => "runc",
             Self::Mooring => "mooring",
+            Self::Builtin => "builtin",
         }
+    }
+
+    /// Whether its pods are those of Mooring's shim.
+    pub fn is_mooring(self) -> bool {
+        self != Self::Runc
     }
 
     /// The runtime type, as `ctr` wants it.
@@ -51,6 +59,7 @@ impl Handler {
         match self {
             Self::Runc => "io.containerd.runc.v2",
             Self::Mooring => "io.containerd.mooring.v1",
+            Self::Builtin => "io.containerd.mooring-builtin.v1",
         }
     }
 }

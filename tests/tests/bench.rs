@@ -10,7 +10,7 @@ use mooring_e2e::suite::{Case, Handler};
 
 async fn a_short_benchmark_measures_every_part_and_leaves_nothing(case: Case) -> Result<()> {
     let plan = Plan {
-        handlers: vec![Handler::Runc, Handler::Mooring],
+        handlers: Handler::ALL.to_vec(),
         sections: Section::ALL.to_vec(),
         rounds: 1,
         idle: 2,
@@ -28,6 +28,11 @@ async fn a_short_benchmark_measures_every_part_and_leaves_nothing(case: Case) ->
         let alone = [Section::Host, Section::Service].contains(&row.section);
         let both = [Handler::Runc, Handler::Mooring].map(|one| row.of(one).len());
         ensure!(alone || both[0] == both[1], "{}: {both:?} samples", row.name);
+        let builtin = row.of(Handler::Builtin).len();
+        let left_out =
+            alone || row.section == Section::Statistics || row.name.contains("CPU time in an hour");
+        let expected = if left_out { 0 } else { both[1] };
+        ensure!(builtin == expected, "{}: {builtin} samples of the built-in runtime", row.name);
         let all = row.samples.values().flatten().chain(&row.floor);
         ensure!(all.clone().count() > 0, "{}: no samples", row.name);
         ensure!(all.clone().all(|one| one.is_finite()), "{}: {row:?}", row.name);

@@ -29,7 +29,7 @@ async fn exec_sync_returns_exit_code_and_both_streams(case: Case) -> Result<()> 
 async fn signals_are_as_the_kernel_has_them_in_init_and_exec(case: Case) -> Result<()> {
     // The peer passes on what its containerd ignores: here what posix_spawn left it, from whoever ran these tests.
     let look = match case.handler {
-        Handler::Mooring => "grep -E '^Sig(Blk|Ign)' /proc/self/status",
+        Handler::Mooring | Handler::Builtin => "grep -E '^Sig(Blk|Ign)' /proc/self/status",
         Handler::Runc => "grep -E '^SigBlk' /proc/self/status",
     };
     let clean = |text: &str| {

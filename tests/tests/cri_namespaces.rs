@@ -10,7 +10,7 @@ use mooring_e2e::cri::{Container, ContainerSpec, PodSpec};
 use mooring_e2e::faults::until;
 use mooring_e2e::node::{DATA_IMAGE, Settings};
 use mooring_e2e::suite;
-use mooring_e2e::suite::{Case, Handler};
+use mooring_e2e::suite::Case;
 
 /// A namespace of the container's first process, seen from the node.
 async fn namespace(container: &Container, kind: &str) -> Result<String> {
@@ -334,7 +334,7 @@ async fn an_image_volume_shows_the_images_files_read_only(case: Case) -> Result<
 }
 
 async fn a_mooring_pod_has_no_pause_process(case: Case) -> Result<()> {
-    assert_eq!(case.handler, Handler::Mooring);
+    assert!(case.handler.is_mooring());
     let old: Vec<i32> = mooring_e2e::audit::all_processes().iter().map(|one| one.pid).collect();
     let pod = PodSpec::new(&case).run().await?;
     let new = || -> Vec<_> {

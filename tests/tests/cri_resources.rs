@@ -8,7 +8,7 @@ use k8s_cri::v1 as cri;
 use mooring_e2e::cri::{Container, ContainerSpec, PodSpec};
 use mooring_e2e::node::{Settings, version};
 use mooring_e2e::suite;
-use mooring_e2e::suite::{Case, Handler};
+use mooring_e2e::suite::Case;
 use mooring_e2e::systemd;
 
 /// The folder of a process's cgroup for a controller, in either version.
@@ -186,7 +186,7 @@ async fn a_container_without_memory_is_reported_as_oom_killed(case: Case) -> Res
         let status = container.exited_within(std::time::Duration::from_secs(20)).await?;
         assert_eq!(status.exit_code, 137, "{name}");
         // systemd removes a scope as soon as it is empty: the peer, who reads there, misses one such kill in five.
-        if case.handler == Handler::Mooring || !systemd::is_first() {
+        if case.handler.is_mooring() || !systemd::is_first() {
             assert_eq!(status.reason, "OOMKilled", "{name}");
         }
     }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use mooring_e2e::node::{IMAGE, Settings};
 use mooring_e2e::services::{Client, sandbox_spec};
 use mooring_e2e::suite;
-use mooring_e2e::suite::{Case, Handler};
+use mooring_e2e::suite::Case;
 
 /// `ctr run` with the case's runtime.
 async fn run(case: &Case, flags: &[&str], id: &str, command: &[&str]) -> Result<String> {
@@ -128,7 +128,7 @@ async fn a_sandbox_with_a_network_runs_and_is_removed(case: Case) -> Result<()> 
 }
 
 async fn sandbox(case: &Case, host_network: bool) -> Result<()> {
-    assert_eq!(case.handler, Handler::Mooring);
+    assert!(case.handler.is_mooring());
     let id = case.unique("pod");
     let id = id.as_str();
     let file = case.node.folder().join(format!("{id}.json"));

@@ -11,7 +11,7 @@ use mooring_e2e::faults::{kill_shim, nobody_works_for, until};
 use mooring_e2e::node::Settings;
 use mooring_e2e::patience;
 use mooring_e2e::suite;
-use mooring_e2e::suite::{Case, Handler};
+use mooring_e2e::suite::Case;
 use tokio::time::timeout;
 
 /// The first process of the container does nothing but fork.
@@ -76,7 +76,7 @@ async fn goes(case: &Case, mode: NamespaceMode, killed: bool) -> Result<()> {
 
 async fn what_forks_for_ever(case: Case, mode: NamespaceMode) -> Result<()> {
     goes(&case, mode, false).await?;
-    if case.handler == Handler::Mooring {
+    if case.handler.is_mooring() {
         goes(&case, mode, true).await.context("with the shim killed")?;
     }
     Ok(())

@@ -356,7 +356,7 @@ async fn plain_tasks_refuse_calls_in_the_wrong_order(case: Case) -> Result<()> {
     let refusals = match case.handler {
         // The Go shim gives it no code.
         Handler::Runc => Code::Unknown,
-        Handler::Mooring => Code::FailedPrecondition,
+        Handler::Mooring | Handler::Builtin => Code::FailedPrecondition,
     };
     assert_eq!(error.code(), refusals, "{error}");
     let error = task.create().await.expect_err("it is there already");

@@ -135,8 +135,8 @@ impl Bench {
     pub(super) async fn host(&mut self) -> Result<()> {
         let crashes = version()? < (2, 2);
         for _ in 0..self.plan.part(10) {
-            for handler in self.handlers() {
-                if handler != Handler::Runc && crashes {
+            for handler in self.shims() {
+                if handler.is_mooring() && crashes {
                     continue;
                 }
                 let spec = self.pod(handler).host_network();

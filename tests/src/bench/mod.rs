@@ -135,6 +135,11 @@ impl Plan {
     fn has(&self, section: Section) -> bool {
         self.sections.contains(&section)
     }
+
+    /// Whose samples are compared with the floor, which calls the node's OCI runtime: the last one that does so too.
+    pub fn above_floor(&self) -> Option<Handler> {
+        self.handlers.iter().rfind(|one| **one != Handler::Builtin).copied()
+    }
 }
 
 /// A run under way.
@@ -166,6 +171,16 @@ impl Bench {
 
     fn handlers(&self) -> Vec<Handler> {
         self.plan.handlers.clone()
+    }
+
+    /// Those that differ where the OCI runtime has nothing to do, or too little to show: the built-in one is left out,
+    /// unless it is all that there is of Mooring.
+    fn shims(&self) -> Vec<Handler> {
+        let mut all = self.handlers();
+        if all.contains(&Handler::Mooring) {
+            all.retain(|one| *one != Handler::Builtin);
+        }
+        all
     }
 
     async fn section(&mut self, section: Section) -> Result<()> {

@@ -4,6 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
+use super::Unit;
 use crate::audit::{Process, all_processes};
 
 /// What they take, all together.
@@ -19,6 +20,19 @@ pub struct Sum {
     pub processes: f64,
     /// What they have open.
     pub descriptors: f64,
+}
+
+impl Sum {
+    /// Each with its name and unit.
+    pub fn lines(self) -> [(&'static str, Unit, f64); 5] {
+        [
+            ("memory, PSS", Unit::KiB, self.pss),
+            ("memory, anonymous", Unit::KiB, self.anonymous),
+            ("threads", Unit::Count, self.threads),
+            ("processes", Unit::Count, self.processes),
+            ("descriptors", Unit::Count, self.descriptors),
+        ]
+    }
 }
 
 /// Who is there, to know later who has come.

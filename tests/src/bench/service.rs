@@ -11,7 +11,7 @@ use crate::suite::Handler;
 impl Bench {
     pub(super) async fn service(&mut self) -> Result<()> {
         for round in 0..=self.plan.rounds {
-            for handler in self.handlers().into_iter().filter(|one| *one != Handler::Runc) {
+            for handler in self.shims().into_iter().filter(|one| one.is_mooring()) {
                 for (name, host) in [("own network", false), ("node's network", true)] {
                     for (call, ms) in self.sandbox(handler, host).await? {
                         // The first pays for caches.

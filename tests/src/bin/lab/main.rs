@@ -34,11 +34,11 @@ struct Lab {
 enum Command {
     /// One pod's life, from the run to nothing left behind; then the same without Kubernetes.
     Demo {
-        /// The runtime handler: mooring, or runc to compare.
+        /// The runtime handler: mooring, or runc or builtin to compare.
         #[arg(default_value = "mooring", value_parser = handler)]
         handler: Handler,
     },
-    /// Boots a containerd that stays up, with the handlers runc and mooring.
+    /// Boots a containerd that stays up, with the handlers runc, mooring and builtin.
     Up,
     /// What `up` starts in the background.
     #[command(hide = true)]

@@ -39,9 +39,14 @@ pub fn draw(run: &Run) -> Result<String> {
         .map(|section| (section, with_ratio(section)))
         .filter(|(_, rows)| !rows.is_empty())
         .collect();
-    let step = LINE * i32::try_from(others.len().max(1))?;
-    let bars: usize = sections.iter().map(|(_, rows)| rows.len()).sum();
-    let height = TOP + step * i32::try_from(bars)? + 2 * LINE * i32::try_from(sections.len())? + 20;
+    let ratios = |row: &Row| -> Vec<_> {
+        let colours = others.iter().zip(COLOURS.into_iter().cycle());
+        let ratio =
+            |(one, colour): (&Handler, _)| Some((*one, colour, row.ratio(*one, first, plan.seed)?));
+        colours.filter_map(ratio).collect()
+    };
+    let bars: usize = sections.iter().flat_map(|(_, rows)| rows).map(|row| ratios(row).len()).sum();
+    let height = TOP + LINE * i32::try_from(bars)? + 2 * LINE * i32::try_from(sections.len())? + 20;
     let mut svg = String::new();
     {
         let size = (WIDTH, u32::try_from(height)?);
@@ -55,13 +60,13 @@ pub fn draw(run: &Run) -> Result<String> {
             y += LINE + 6;
             for row in rows {
                 write(&root, &row.name, (24, y), 12)?;
-                for (at, handler) in others.iter().enumerate() {
-                    let Some(ratio) = row.ratio(*handler, first, plan.seed) else { continue };
-                    let top = y + LINE * i32::try_from(at)?;
-                    let colour = COLOURS[at % COLOURS.len()];
+                let begin = y;
+                for (handler, colour, ratio) in ratios(row) {
+                    let top = y;
+                    y += LINE;
                     bar(&root, top, ratio.value, colour)?;
-                    if row.of(*handler).len() > 1 {
-                        whisker(&root, top, ratio.low, ratio.high)?;
+                    if row.of(handler).len() > 1 {
+                        whisker(&root, top, x(ratio.low), x(ratio.high))?;
                     }
                     let end = x(ratio.value.max(ratio.high).min(MOST)) + 6;
                     write(&root, &format!("{:.2}", ratio.value), (end, top), 12)?;
@@ -69,9 +74,8 @@ pub fn draw(run: &Run) -> Result<String> {
                 let floor = median(&row.floor).zip(median(row.of(first)));
                 if let Some((floor, peer)) = floor.filter(|(_, peer)| *peer > 0.0) {
                     let at = x((floor / peer).min(MOST));
-                    line(&root, [(at, y - 1), (at, y + step - 4)], FLOOR, 3)?;
+                    line(&root, [(at, begin - 1), (at, y - 4)], FLOOR, 3)?;
                 }
-                y += step;
             }
             y += LINE - 6;
         }
@@ -88,12 +92,19 @@ fn head(root: &Area<'_>, first: Handler, others: &[Handler]) -> Result<()> {
     for (handler, colour) in others.iter().zip(COLOURS) {
         let corners = [(at, 42), (at + 22, 53)];
         root.draw(&Rectangle::new(corners, colour.filled())).map_err(failed)?;
-        let text = format!("{}, with the middle 95 % of its bootstrap", label(*handler));
-        write(root, &text, (at + 30, 40), 13)?;
-        at += 330;
+        write(root, label(*handler), (at + 30, 40), 13)?;
+        at += 100;
     }
+    whisker(root, 42, at, at + 22)?;
+    write(root, "the middle 95 % of its bootstrap", (at + 30, 40), 13)?;
+    at += 250;
     line(root, [(at, 40), (at, 56)], FLOOR, 3)?;
-    write(root, "the floor: the same plugins and calls done bare", (at + 10, 40), 13)
+    write(
+        root,
+        "the floor: the same plugins and calls done bare, with the node's runtime",
+        (at + 10, 40),
+        13,
+    )
 }
 
 /// Where a ratio is.
@@ -120,8 +131,8 @@ fn bar(root: &Area<'_>, top: i32, ratio: f64, colour: RGBColor) -> Result<()> {
     root.draw(&Rectangle::new(corners, colour.filled())).map_err(failed)
 }
 
-fn whisker(root: &Area<'_>, top: i32, low: f64, high: f64) -> Result<()> {
-    let (middle, low, high) = (top + (LINE - 5) / 2, x(low), x(high));
+fn whisker(root: &Area<'_>, top: i32, low: i32, high: i32) -> Result<()> {
+    let middle = top + (LINE - 5) / 2;
     line(root, [(low, middle), (high, middle)], INK, 1)?;
     for end in [low, high] {
         line(root, [(end, middle - 3), (end, middle + 3)], INK, 1)?;

@@ -33,7 +33,7 @@ pub struct Options {
     #[arg(long, default_value_t = 100)]
     most: usize,
     /// The handlers; ratios are to the first.
-    #[arg(long, value_delimiter = ',', default_value = "runc,mooring", value_parser = crate::handler)]
+    #[arg(long, value_delimiter = ',', default_value = "runc,mooring,builtin", value_parser = crate::handler)]
     handlers: Vec<Handler>,
     /// Parts of it, by default all: calls, containers, pods, host, service, streams, statistics, cpu, idle, execs, size.
     #[arg(long, value_delimiter = ',', value_parser = section)]

@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 
 use anyhow::{Result, bail, ensure};
-use mooring_e2e::bench::{Row, Section};
+use mooring_e2e::bench::Section;
+use mooring_e2e::suite::Handler;
 
 use super::Run;
-use super::text::{cells, heads, label};
+use super::text::{cells, heads};
 
 /// A page with the run's figures between its marks.
 pub fn renewed(page: &str, run: &Run) -> Result<String> {
@@ -91,21 +92,30 @@ fn chosen(idle: usize) -> Vec<(Section, String, String)> {
     all
 }
 
-/// A short table of ratios.
+/// A short table of ratios: a column for each handler but the first.
 fn figures(run: &Run) -> Result<String> {
-    let [first, .., last] = run.plan.handlers.as_slice() else {
+    let Some((first, others)) = run.plan.handlers.split_first().filter(|all| !all.1.is_empty())
+    else {
         bail!("ratios want two handlers");
     };
     let mut lines = Vec::new();
     for (section, row, label) in chosen(run.plan.idle) {
-        let row: Option<&Row> = run.table.find(section, &row);
-        if let Some(ratio) = row.and_then(|row| row.ratio(*last, *first, run.plan.seed)) {
-            lines.push(vec![label, format!("{:.2}", ratio.value)]);
-        }
+        let Some(row) = run.table.find(section, &row) else { continue };
+        let cell = |one: &Handler| {
+            let found = row.ratio(*one, *first, run.plan.seed);
+            found.map_or_else(|| "–".to_owned(), |ratio| format!("{:.2}", ratio.value))
+        };
+        lines.push([label].into_iter().chain(others.iter().map(cell)).collect::<Vec<_>>());
     }
+    let heads = others.iter().map(|one| match one {
+        Handler::Builtin if others.len() > 1 => "with `builtin`".to_owned(),
+        Handler::Mooring if others.len() > 1 => "with runc".to_owned(),
+        _ => "ratio".to_owned(),
+    });
+    let head = "Mooring to podsandbox with containerd-shim-runc-v2".to_owned();
+    let heads: Vec<_> = [head].into_iter().chain(heads).collect();
     let mut text = String::new();
-    let head = format!("{} to podsandbox with containerd-shim-runc-v2", label(*last));
-    table(&mut text, &[head, "ratio".to_owned()], lines.into_iter());
+    table(&mut text, &heads, lines.into_iter());
     Ok(text)
 }
 

@@ -45,7 +45,7 @@ pub fn name(row: &Row) -> String {
     }
 }
 
-/// The cells of a row: name, samples, a cell for each handler, the ratios, the floor, what the last handler adds.
+/// The cells of a row: name, samples, a cell for each handler, the ratios, the floor, what is above it.
 pub fn cells(plan: &Plan, row: &Row) -> Vec<String> {
     let mut cells = vec![name(row)];
     let most = plan.handlers.iter().map(|one| row.of(*one).len()).max().unwrap_or(0);
@@ -57,8 +57,8 @@ pub fn cells(plan: &Plan, row: &Row) -> Vec<String> {
         cells.push(ratio(found, row.of(*one).len()));
     }
     cells.push(median(&row.floor).map_or_else(|| "–".to_owned(), figure));
-    let last = plan.handlers.last().and_then(|one| row.added(*one));
-    cells.push(last.map_or_else(|| "–".to_owned(), figure));
+    let above = plan.above_floor().and_then(|one| row.added(one));
+    cells.push(above.map_or_else(|| "–".to_owned(), figure));
     cells
 }
 
@@ -67,6 +67,7 @@ pub fn label(handler: Handler) -> &'static str {
     match handler {
         Handler::Runc => "runc-v2",
         Handler::Mooring => "Mooring",
+        Handler::Builtin => "builtin",
     }
 }
 
@@ -79,7 +80,10 @@ pub fn heads(plan: &Plan) -> Vec<String> {
         _ => format!("ratio of {} (95 %)", label(*one)),
     }));
     heads.push("floor".to_owned());
-    heads.push("above it".to_owned());
+    heads.push(match plan.above_floor() {
+        Some(one) if plan.handlers.len() > 2 => format!("{} above it", label(one)),
+        _ => "above it".to_owned(),
+    });
     heads
 }
 
@@ -137,7 +141,8 @@ pub fn json(run: &Run) -> Value {
         let of = |one: &Handler| (one.name().to_owned(), summary(row.of(*one)));
         let ratios = plan.handlers.iter().skip(1).filter_map(|one| {
             let found = row.ratio(*one, first?, plan.seed)?;
-            let added = row.added(*one);
+            // The floor's OCI runtime is not the built-in one.
+            let added = row.added(*one).filter(|_| *one != Handler::Builtin);
             let ratio = json!({ "value": found.value, "low": found.low, "high": found.high });
             Some((one.name().to_owned(), json!({ "ratio": ratio, "above_floor": added })))
         });
