@@ -183,7 +183,8 @@ mod tests {
         let another = DaemonRecord { pid, start_time, ..own };
         let answer = Shim::find(&another).await;
         child.kill().unwrap();
-        child.wait().unwrap();
+        // Another test's reaper may have been quicker.
+        let _ = child.wait();
         assert!(matches!(answer, Err(AskError::Another { .. })), "its socket is this process's");
     }
 

@@ -185,7 +185,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::network::netns;
+    use crate::{network::netns, process::testing::TestChild};
 
     #[test]
     fn a_pair_of_links_is_seen_from_either_end() {
@@ -201,8 +201,9 @@ mod tests {
                     far.path.display()
                 ),
             ] {
-                let done = Command::new("ip").args(command.split(' ')).status().unwrap();
-                assert!(done.success(), "{command}");
+                let mut ip = Command::new("ip");
+                let done = TestChild::start(ip.args(command.split(' '))).status();
+                assert_eq!(done, 0, "{command}");
             }
             let own = File::open("/proc/thread-self/ns/net").unwrap();
             assert_eq!(number_of(own.as_fd()).unwrap(), None);

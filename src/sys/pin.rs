@@ -120,7 +120,8 @@ mod tests {
         assert_eq!(unpin(&path).unwrap(), Released::Done);
         let left = seen_by(other.id(), folder.path());
         other.kill().unwrap();
-        other.wait().unwrap();
+        // Another test's reaper may have been quicker.
+        let _ = other.wait();
         assert_eq!(left, 0);
         assert_eq!(unpin(&path).unwrap(), Released::AlreadyGone);
     }

@@ -14,6 +14,7 @@ pub mod daemon;
 pub mod direct;
 pub mod faults;
 pub mod fuse;
+pub mod hidden;
 pub mod images;
 pub mod kubelet;
 pub mod life;

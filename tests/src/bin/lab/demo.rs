@@ -1,5 +1,5 @@
 //! One pod's life, told step by step: first as the kubelet lives it (CRI), then as any client of the Sandbox API does
-//! (ctr). Fails when a step does, or when anything is left.
+//! (ctr), then on a node without runc. Fails when a step does, or when anything is left.
 
 use std::fs;
 use std::io::{IsTerminal, stdout};
@@ -12,6 +12,7 @@ use k8s_cri::v1 as cri;
 use mooring_e2e::audit::{Process, Snapshot, all_processes, leftovers};
 use mooring_e2e::cri::{Container, ContainerSpec, Pod, PodSpec};
 use mooring_e2e::faults::steps_in;
+use mooring_e2e::hidden::Hidden;
 use mooring_e2e::machine::{Storage, enter};
 use mooring_e2e::node::{IMAGE, Node, Settings, shim, tail, version};
 use mooring_e2e::services::Client;
@@ -42,15 +43,16 @@ async fn tell(case: &Case) -> Result<ExitCode> {
     say(&format!("{}, {}", program(node, "containerd", 2)?, program(node, "runc", 2)?));
     let before = Snapshot::take(node).await?;
     through_cri(case).await?;
-    if case.handler == Handler::Mooring {
+    if case.handler.is_mooring() {
         without_kubernetes(case).await?;
+        without_runc(case).await?;
     }
     title("What is left of them on this machine");
     let left = leftovers(node, &before).await?;
     let code = crate::audit::report(&left);
     ensure!(left.is_empty(), "something was left behind");
     say("nothing.");
-    if case.handler == Handler::Mooring {
+    if case.handler.is_mooring() {
         title("What the operator's tool says of this machine");
         let config = node.folder().join("config.toml");
         let config = config.to_str().context("a path that is no text")?;
@@ -91,7 +93,7 @@ async fn through_cri(case: &Case) -> Result<()> {
     server.logged("stdout", |text| text.contains("server is up")).await?;
     indent(&fs::read_to_string(&server.log)?);
 
-    let pause = if case.handler == Handler::Mooring { ": no pause container" } else { "" };
+    let pause = if case.handler.is_mooring() { ": no pause container" } else { "" };
     title(&format!("What the pod is made of{pause}"));
     show_processes(&old);
 
@@ -103,7 +105,7 @@ async fn through_cri(case: &Case) -> Result<()> {
     say(&format!("stopped in {ms} ms"));
     let ((), ms) = timed(pod.stop()).await?;
     say(&format!("once more, since a kubelet may ask twice: success in {ms} ms"));
-    if case.handler == Handler::Mooring {
+    if case.handler.is_mooring() {
         title("What the operator's tool says of the stopped pod");
         let id: String = pod.id.chars().take(13).collect();
         mooring(&["inspect", &id])?;
@@ -191,6 +193,31 @@ async fn without_kubernetes(case: &Case) -> Result<()> {
     Ok(())
 }
 
+/// A pod whose containers are run by the shim's own program. Nothing of the node could do it.
+async fn without_runc(case: &Case) -> Result<()> {
+    let (node, others) = (&case.node, ["runc", "crun"]);
+    let case = Case { handler: Handler::Builtin, ..case.clone() };
+    title(
+        "A node without runc: handler builtin, a profile of Mooring's with BinaryName = 'builtin'",
+    );
+    let path = node.path();
+    let hidden = Hidden::programs(&others, &path, node.folder())?;
+    for name in others {
+        hidden.lacks(name, &path)?;
+        say(&format!("$ {name} --version: not found"));
+    }
+    let (pod, ms) = timed(PodSpec::new(&case).run()).await?;
+    say(&format!("pod {}, address {}, {ms} ms", short(&pod.id), pod.address().await?));
+    let container = start(&pod, "main", "exec sleep 100000").await?;
+    exec(&container, &["/bin/grep", "-E", "^(Cap(Eff|Bnd)|NoNewPrivs)", "/proc/self/status"])
+        .await?;
+    let ((), ms) = timed(pod.stop()).await?;
+    say(&format!("stopped in {ms} ms"));
+    let ((), ms) = timed(pod.remove()).await?;
+    say(&format!("removed in {ms} ms"));
+    Ok(())
+}
+
 /// The operator's tool, which lies beside the shim.
 fn mooring(words: &[&str]) -> Result<()> {
     say(&format!("$ mooring {}", words.join(" ")));
@@ -230,7 +257,7 @@ async fn following<T>(case: &Case, id: &str, call: impl Future<Output = Result<T
     // The log comes through containerd, which may be a moment behind.
     let until = Instant::now() + Duration::from_secs(10);
     let mut settled = false;
-    while case.handler == Handler::Mooring && !settled {
+    while case.handler.is_mooring() && !settled {
         ensure!(Instant::now() < until, "the log does not tell of the teardown");
         let before = show();
         tokio::time::sleep(Duration::from_millis(300)).await;
