@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::{
     args::{Global, Local},
-    cgroup,
+    cgroup::{self, Entrance},
     channel::{self, End, Message},
     check, console,
     error::{Doing, Error, Result},
@@ -28,7 +28,7 @@ use crate::{
     seccomp,
     spec::{Process, Spec},
     state::{Cgroups, Config, Folder, Own, State, paths_of},
-    sys::{self, Fork},
+    sys::Fork,
 };
 
 /// What has been made so far, and goes again when the rest fails.
@@ -88,13 +88,15 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
     let mut state = described(id, &spec, process, &group, &bundle, &prepared.root_path);
     let told = state.told("creating");
     let (ours, theirs) = channel::pair()?;
-    let child = match sys::fork(false).doing("start a process")? {
+    let mut entrance = Entrance::of(&group)?;
+    let child = match entrance.fork()? {
         Fork::Child => {
             drop(ours);
             let keyring = (!local.no_new_keyring).then_some(id);
             let birth = Birth {
                 spec: &spec,
                 namespaces: &namespaces,
+                entrance: &entrance,
                 channel: &theirs,
                 console: console.as_ref(),
                 filter: filter.as_ref(),
@@ -116,9 +118,8 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
         }
         Fork::Parent(pid) => pid,
     };
-    drop((theirs, prepared, console));
+    drop((theirs, prepared, console, entrance));
     undo.children.push(child);
-    cgroup::enter(&group, child)?;
     if let Some(warning) = limits::oom_score(child, process.oom_score_adj)? {
         log.warn(&warning);
     }

@@ -7,7 +7,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open};
 
 use crate::{
     args::Local,
-    cgroup,
+    cgroup::Entrance,
     channel::{self, End, Message},
     check, console,
     create::write_pid,
@@ -51,7 +51,8 @@ pub fn run(root: &Path, local: &Local, log: &Log) -> Result<i32> {
     let proc = fs::File::open("/proc").doing("open /proc")?.into();
     let (ours, theirs) = channel::pair()?;
     let group = state.group();
-    let child = match sys::fork(false).doing("start a process")? {
+    let (entrance, forked) = fork_in(&group, state.init_process_pid)?;
+    let child = match forked {
         Fork::Child => {
             drop(ours);
             let keyring = None;
@@ -64,13 +65,12 @@ pub fn run(root: &Path, local: &Local, log: &Log) -> Result<i32> {
                 proc: &proc,
                 channel: &theirs,
             };
-            join(held.as_fd(), flags, console.as_ref(), &finish)
+            join(held.as_fd(), flags, &entrance, console.as_ref(), &finish)
         }
         Fork::Parent(pid) => pid,
     };
-    drop((theirs, console, held));
+    drop((theirs, console, held, entrance));
     let mut children = Children(vec![child]);
-    enter(&group, state.init_process_pid, child)?;
     if let Some(warning) = limits::oom_score(child, process.oom_score_adj)? {
         log.warn(&warning);
     }
@@ -144,26 +144,33 @@ fn wanted(local: &Local, state: &State) -> Result<Process> {
     Ok(process)
 }
 
-/// Where the container has made groups below its own, v2 lets no process into that.
-fn enter(group: &Cgroup, init: i32, pid: i32) -> Result<()> {
-    let Err(error) = cgroup::enter(group, pid) else { return Ok(()) };
-    let busy = matches!(&error, Error::System { source, .. } if source.raw_os_error() == Some(libc::EBUSY));
-    if !busy || !group.is_unified() {
-        return Err(error);
-    }
-    cgroup::enter(&Cgroup::of_process(init)?, pid)
+/// Where the container has made groups below its own, v2 lets no process into that: then it is that of process `init`.
+fn fork_in(group: &Cgroup, init: i32) -> Result<(Entrance, Fork)> {
+    let mut entrance = Entrance::of(group)?;
+    let forked = match entrance.fork() {
+        Err(Error::System { source, .. })
+            if source.raw_os_error() == Some(libc::EBUSY) && group.is_unified() =>
+        {
+            entrance = Entrance::of(&Cgroup::of_process(init)?)?;
+            entrance.fork()?
+        }
+        other => other?,
+    };
+    Ok((entrance, forked))
 }
 
 /// Enters the container and becomes the process. Runs in a copy of the caller, which ends here.
 fn join(
     held: std::os::fd::BorrowedFd<'_>,
     flags: i32,
+    entrance: &Entrance,
     console: Option<&std::os::fd::OwnedFd>,
     finish: &Finish<'_>,
 ) -> ! {
     let entered = (|| {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
             .doing("be killed with the caller")?;
+        entrance.enter()?;
         finish.channel.wait()?;
         sys::setns(held, flags).doing("enter the container's namespaces")?;
         if flags & libc::CLONE_NEWUSER != 0 {

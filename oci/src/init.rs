@@ -9,6 +9,7 @@ use rustix::{
 use serde_json::Value;
 
 use crate::{
+    cgroup::Entrance,
     channel::{End, Message},
     console,
     error::{Doing, Error, Result},
@@ -25,6 +26,7 @@ use crate::{
 pub struct Birth<'a> {
     pub spec: &'a Spec,
     pub namespaces: &'a Namespaces,
+    pub entrance: &'a Entrance,
     pub channel: &'a End,
     pub console: Option<&'a OwnedFd>,
     pub filter: Option<&'a Filter>,
@@ -68,7 +70,8 @@ fn die_with_the_caller() -> Result<()> {
 
 fn enter(birth: &Birth<'_>) -> Result<()> {
     die_with_the_caller()?;
-    // The caller puts this process into its control group first.
+    birth.entrance.enter()?;
+    // The caller says first how likely this process is killed.
     birth.channel.wait()?;
     let namespaces = birth.namespaces;
     namespaces.join()?;

@@ -26,6 +26,38 @@ pub fn fork(sibling: bool) -> io::Result<Fork> {
     Ok(if pid == 0 { Fork::Child } else { Fork::Parent(i32::try_from(pid).unwrap_or(i32::MAX)) })
 }
 
+/// Copies this process, which has one thread, into the group of v2 that `group` is open at.
+pub fn fork_into(group: BorrowedFd<'_>) -> io::Result<Fork> {
+    const INTO_CGROUP: u64 = 1 << 33;
+    /// The kernel's `struct clone_args`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Arguments {
+        flags: u64,
+        pidfd: u64,
+        child_tid: u64,
+        parent_tid: u64,
+        exit_signal: u64,
+        stack: u64,
+        stack_size: u64,
+        tls: u64,
+        set_tid: u64,
+        set_tid_size: u64,
+        cgroup: u64,
+    }
+    let arguments = Arguments {
+        flags: INTO_CGROUP,
+        exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),
+        cgroup: u64::from(group.as_raw_fd().unsigned_abs()),
+        ..Arguments::default()
+    };
+    // SAFETY: as in [`fork`]; the kernel reads a structure of the size that is told.
+    let pid = answer(unsafe {
+        libc::syscall(libc::SYS_clone3, std::ptr::from_ref(&arguments), size_of::<Arguments>())
+    })?;
+    Ok(if pid == 0 { Fork::Child } else { Fork::Parent(i32::try_from(pid).unwrap_or(i32::MAX)) })
+}
+
 /// Ends this process at once, without what the original would do at its end.
 pub fn exit(status: i32) -> ! {
     // SAFETY: it takes a number and never returns.

@@ -1,6 +1,7 @@
-//! A container's control group: made, limited, entered.
+//! A container's control group: made, limited, frozen, removed.
 
 pub mod devices;
+mod entrance;
 mod v1;
 mod v2;
 
@@ -10,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use entrance::Entrance;
 use mooring::cgroup::{Cgroup, Hierarchies};
 
 use crate::{
@@ -47,15 +49,6 @@ pub fn limit(group: &Cgroup, resources: &Resources) -> Result<()> {
         return Err(Error::unsupported("linux.resources.unified on cgroup v1"));
     }
     if unified { v2::apply(group, resources) } else { v1::apply(group, resources) }
-}
-
-/// Puts a process into the group.
-pub fn enter(group: &Cgroup, pid: i32) -> Result<()> {
-    for folder in group.folders() {
-        let file = folder.join("cgroup.procs");
-        fs::write(&file, pid.to_string()).doing_at("write", &file)?;
-    }
-    Ok(())
 }
 
 /// Holds the group's processes, or lets them go on.
