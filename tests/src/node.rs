@@ -73,9 +73,8 @@ pub struct Settings {
 
 impl Settings {
     /// Every handler that is a profile of the node's configuration.
-    fn profiles(&self) -> Vec<Extra> {
-        let builtin = Extra::with_runtime(Handler::Builtin.name(), Path::new("builtin"));
-        self.extra.iter().cloned().chain([builtin]).collect()
+    fn profiles(&self) -> impl Iterator<Item = &'static str> {
+        self.extra.iter().map(|one| one.name).chain([Handler::Builtin.name()])
     }
 }
 
@@ -125,8 +124,12 @@ impl Node {
             bin.display(),
             settings.options
         );
-        for Extra { name, options } in &settings.profiles() {
+        // In one line, for tests write further keys below it, which are every handler's.
+        writeln!(own, "profile.{}.BinaryName = 'builtin'", Handler::Builtin.name())?;
+        for Extra { name, options } in &settings.extra {
             write!(own, "[profile.{name}]\n{options}\n")?;
+        }
+        for name in settings.profiles() {
             let program = format!("bin/containerd-shim-mooring-{name}-v1");
             symlink(&shim, folder.join(program)).context("link the shim")?;
         }
@@ -525,7 +528,7 @@ fn config(folder: &Path, deps: &Path, settings: &Settings) -> String {
         "[{table}.mooring]\nruntime_type = 'io.containerd.mooring.v1'\n\
          runtime_path = '{dir}/bin/containerd-shim-mooring-v1'\nsandboxer = 'shim'\n"
     );
-    for Extra { name, .. } in &settings.profiles() {
+    for name in settings.profiles() {
         let _ = write!(
             handlers,
             "[{table}.{name}]\nruntime_type = 'io.containerd.mooring-{name}.v1'\nsandboxer = 'shim'\n"

@@ -96,6 +96,7 @@ pub struct Suite {
     world: Option<Arc<World>>,
     trials: Vec<Trial>,
     systemd: bool,
+    builtin: bool,
 }
 
 impl Suite {
@@ -105,7 +106,7 @@ impl Suite {
         // One node, one test at a time: the audit looks at the whole machine.
         arguments.test_threads = Some(1);
         if arguments.list {
-            return Self { arguments, world: None, trials: Vec::new(), systemd: false };
+            return Self::of(arguments, None);
         }
         let world = enter(Storage::Memory).and_then(|folder| {
             remember_panics();
@@ -116,14 +117,21 @@ impl Suite {
             Ok(World { folder, settings, node: OnceCell::new(), turn: Mutex::new(()), runtime })
         });
         match world {
-            Ok(world) => {
-                Self { arguments, world: Some(Arc::new(world)), trials: Vec::new(), systemd: false }
-            }
+            Ok(world) => Self::of(arguments, Some(Arc::new(world))),
             Err(error) => {
                 eprintln!("the tests cannot run: {error:#}");
                 std::process::exit(1);
             }
         }
+    }
+
+    fn of(arguments: Arguments, world: Option<Arc<World>>) -> Self {
+        Self { arguments, world, trials: Vec::new(), systemd: false, builtin: false }
+    }
+
+    /// All tests of Mooring that follow run on the handler `builtin` too.
+    pub fn on_builtin_too(&mut self) {
+        self.builtin = true;
     }
 
     /// All tests that follow are of a machine whose first process is systemd, and are skipped on others.
@@ -138,7 +146,19 @@ impl Suite {
         W: Future<Output = Result<()>> + Send + 'static,
     {
         self.on(Handler::Runc, name, test.clone());
-        self.on(Handler::Mooring, name, test);
+        self.mooring(name, test);
+    }
+
+    /// A test of Mooring alone.
+    pub fn mooring<F, W>(&mut self, name: &str, test: F)
+    where
+        F: Fn(Case) -> W + Clone + Send + 'static,
+        W: Future<Output = Result<()>> + Send + 'static,
+    {
+        self.on(Handler::Mooring, name, test.clone());
+        if self.builtin {
+            self.on(Handler::Builtin, name, test);
+        }
     }
 
     /// A test on one handler.
@@ -180,7 +200,7 @@ impl Suite {
     {
         self.on(Handler::Runc, name, test.clone());
         let crashes = crate::node::version().is_ok_and(|version| version < (2, 2));
-        self.ignored_where(crashes, |suite| suite.on(Handler::Mooring, name, test));
+        self.ignored_where(crashes, |suite| suite.mooring(name, test));
     }
 
     /// Tests that are shown as ignored where this says so.
@@ -293,16 +313,26 @@ pub fn remove_pod_parents() {
     }
 }
 
-/// The tests of a binary: `suite!(settings; both: a, b; host_network: c; mooring: d)` makes its main.
+/// The tests of a binary: `suite!(settings; both: a, b; host_network: c; mooring: d)` makes its main. With
+/// `too: builtin;` before `both` all of Mooring's run on the handler `builtin` too.
 #[macro_export]
 macro_rules! suite {
-    ($settings:expr; both: $($both:ident),* $(,)?; $(host_network: $($host:ident),* $(,)?;)? mooring: $($mooring:ident),* $(,)?) => {
+    ($settings:expr; $(too: $too:ident;)? both: $($both:ident),* $(,)?; $(host_network: $($host:ident),* $(,)?;)? mooring: $($mooring:ident),* $(,)?) => {
         fn main() {
             let mut suite = $crate::suite::Suite::begin($settings);
+            $($crate::suite_on_too!(suite, $too);)?
             $(suite.both(stringify!($both), $both);)*
             $($(suite.host_network(stringify!($host), $host);)*)?
-            $(suite.on($crate::suite::Handler::Mooring, stringify!($mooring), $mooring);)*
+            $(suite.mooring(stringify!($mooring), $mooring);)*
             suite.run();
         }
+    };
+}
+
+/// The handlers that [`suite!`] may name.
+#[macro_export]
+macro_rules! suite_on_too {
+    ($suite:ident, builtin) => {
+        $suite.on_builtin_too()
     };
 }

@@ -282,6 +282,7 @@ async fn listening(container: &mooring_e2e::cri::Container, port: &str) -> Resul
 }
 
 suite!(Settings::default();
+    too: builtin;
     both: exec_sync_returns_exit_code_and_both_streams,
         signals_are_as_the_kernel_has_them_in_init_and_exec,
         what_an_exec_leaves_behind_does_not_keep_exec_sync,

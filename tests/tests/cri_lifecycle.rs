@@ -34,5 +34,6 @@ async fn a_container_lives_from_create_to_remove(case: Case) -> Result<()> {
 }
 
 suite!(Settings::default();
+    too: builtin;
     both: an_empty_pod_runs_stops_and_is_removed, a_container_lives_from_create_to_remove;
     mooring: );

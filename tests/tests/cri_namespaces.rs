@@ -345,7 +345,7 @@ async fn a_mooring_pod_has_no_pause_process(case: Case) -> Result<()> {
     let settled = until(Duration::from_secs(5), "", || new().len() == 1).await;
     let new = new();
     assert!(settled.is_ok(), "{new:?}");
-    assert!(new[0].command.contains("containerd-shim-mooring-v1"), "{new:?}");
+    assert!(new[0].command.contains("containerd-shim-mooring-"), "{new:?}");
     pod.end().await
 }
 
@@ -369,6 +369,7 @@ async fn the_verbose_status_has_the_pods_specification(case: Case) -> Result<()>
 }
 
 suite!(Settings::default();
+    too: builtin;
     both: the_verbose_status_has_the_pods_specification,
         two_containers_share_network_ipc_and_hostname,
         a_container_that_starts_again_joins_the_same_pod,

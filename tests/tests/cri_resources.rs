@@ -233,6 +233,7 @@ async fn a_stop_kills_what_ignores_its_grace(case: Case) -> Result<()> {
 }
 
 suite!(Settings::default();
+    too: builtin;
     both: container_stats_count_memory_and_cpu,
         pod_stats_count_the_pod_and_list_its_containers,
         an_empty_pod_has_stats_and_its_cgroup_parent,

@@ -168,6 +168,7 @@ async fn sandbox(case: &Case, host_network: bool) -> Result<()> {
 }
 
 suite!(Settings::default();
+    too: builtin;
     both: a_task_without_sandbox_runs_prints_and_is_removed,
         the_exit_code_of_a_task_is_ctrs,
         a_detached_task_is_listed_executed_in_paused_and_killed,

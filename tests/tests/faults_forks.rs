@@ -95,6 +95,7 @@ async fn what_forks_for_ever_in_the_nodes_pids_goes(case: Case) -> Result<()> {
 }
 
 suite!(Settings::default();
+    too: builtin;
     both: what_forks_for_ever_goes,
         what_forks_for_ever_in_shared_pids_goes;
     // The peer has no bound there: its stop does not always end.

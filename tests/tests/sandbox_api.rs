@@ -392,6 +392,7 @@ async fn plain_tasks_run_further_processes(case: Case) -> Result<()> {
 }
 
 suite!(Settings::default();
+    too: builtin;
     both: plain_tasks_refuse_calls_in_the_wrong_order, plain_tasks_run_further_processes;
     mooring: a_sandbox_lives_from_create_to_shutdown,
         metrics_are_those_of_the_pods_cgroup,

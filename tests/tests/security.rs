@@ -499,6 +499,7 @@ async fn nothing_of_a_pod_is_open_to_other_users_of_the_node(case: Case) -> Resu
 }
 
 suite!(Settings::default();
+    too: builtin;
     both: a_debugger_in_a_shared_pid_namespace_sees_nothing_of_the_node,
         a_debugger_with_a_user_namespace_sees_nothing_of_the_node,
         the_pods_first_process_cannot_be_written_to,

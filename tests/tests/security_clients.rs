@@ -266,6 +266,7 @@ async fn a_holder_in_a_user_namespace_of_its_making_sees_nothing_of_the_node(
 }
 
 suite!(Settings::default();
+    too: builtin;
     both: a_task_without_sandbox_joins_what_its_client_names;
     mooring: sysctls_of_a_specification_are_the_nodes_or_the_pods,
         a_hostname_without_a_uts_namespace_is_refused,

@@ -308,6 +308,7 @@ async fn nothing_of_a_volume_is_deleted_with_its_pod(case: Case) -> Result<()> {
 }
 
 suite!(Settings::default();
+    too: builtin;
     both: containers_and_execs_inherit_nothing_but_their_streams,
         a_log_program_inherits_its_three_pipes_and_two_words,
         nothing_of_a_volume_is_deleted_with_its_pod;

@@ -77,8 +77,11 @@ impl Variant {
     fn core(self) -> Vec<&'static str> {
         match self {
             Self::Runc => {
-                let more =
-                    ["cri_lifecycle::runc", "cri_resources::runc::container_stats", "builtin::"];
+                let more = [
+                    "cri_lifecycle::runc",
+                    "cri_resources::runc::container_stats",
+                    "builtin::mooring::",
+                ];
                 [&more[..], &CORE, &OPERATORS].concat()
             }
             Self::Crun => CORE.to_vec(),
