@@ -4,18 +4,18 @@ use std::os::fd::AsRawFd;
 
 use nix::{
     errno::Errno,
+    libc::RTM_SETLINK,
     sys::socket::{
         AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto,
         socket,
     },
 };
 
+use super::links::{NLM_F_REQUEST, NLMSG_ERROR};
+
 /// `lo` is the first interface of every network namespace.
 const LOOPBACK: i32 = 1;
 
-const RTM_SETLINK: u16 = 19;
-const NLMSG_ERROR: u16 = 2;
-const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const IFF_UP: u32 = 1;
 /// `nlmsghdr` and `ifinfomsg`, both of 16 bytes.

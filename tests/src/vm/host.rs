@@ -98,7 +98,9 @@ fn one(wish: &Wish, variant: Variant, only: &str, all: &[PathBuf]) -> Result<u32
     let folder = tempfile::Builder::new().prefix("mooring-vm-").tempdir_in("/var/tmp")?;
     let deps = deps()?;
     let disk = pack(wish, variant, only, &chosen, folder.path(), &deps).context("pack the disk")?;
-    let log = wish.logs.as_deref().unwrap_or(folder.path()).join(format!("{}.log", variant.name()));
+    let logs = wish.logs.as_deref().unwrap_or(folder.path());
+    fs::create_dir_all(logs).with_context(|| format!("make {}", logs.display()))?;
+    let log = logs.join(format!("{}.log", variant.name()));
     let mut machine = boot(variant, &deps.join("vm"), &disk)?;
     let watched = watch(variant, &mut machine, folder, &log, wish.limit);
     let _ = machine.kill();
