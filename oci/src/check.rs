@@ -211,9 +211,30 @@ mod tests {
                 "remount",
             ),
             ("/linux/devices", json!([{"path": "/dev/x", "type": "z"}]), "device type"),
+            ("/process", Value::Null, "a container without process"),
+            (
+                "/linux/seccomp",
+                json!({"defaultAction": "SCMP_ACT_ALLOW", "fromTheFuture": 1}),
+                "fromTheFuture",
+            ),
+            (
+                "/mounts",
+                json!([{"destination": "/x", "type": "tmpfs", "fromTheFuture": 1}]),
+                "fromTheFuture",
+            ),
         ] {
             let said = said(pointer, part);
             assert!(said.contains(name), "{pointer}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_label_of_mounts_is_refused_where_the_node_has_none() {
+        let said = said("/linux/mountLabel", json!("system_u:object_r:container_file_t:s0"));
+        if mooring::mounts::label::is_enabled() {
+            assert_eq!(said, "accepted");
+        } else {
+            assert!(said.contains("linux.mountLabel"), "{said}");
         }
     }
 

@@ -29,12 +29,15 @@ use crate::{
     spec::{Process, Spec},
     state::{Cgroups, Config, Folder, Own, State, paths_of},
     sys::Fork,
+    systemd,
 };
 
 /// What has been made so far, and goes again when the rest fails.
 struct Undo {
     folder: Option<Folder>,
     group: Option<Cgroup>,
+    /// systemd's unit.
+    scope: Option<String>,
     children: Vec<i32>,
 }
 
@@ -45,6 +48,10 @@ impl Drop for Undo {
             // Not reaped yet, so the number is still its own.
             let _ = rustix::process::kill_process(pid, Signal::KILL);
             let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
+        }
+        if let Some(unit) = &self.scope {
+            // Without a process it ends by itself.
+            let _ = systemd::stop(unit);
         }
         if let Some(group) = &self.group {
             // What cannot be removed is the caller's to find by the record that it keeps.
@@ -57,9 +64,6 @@ impl Drop for Undo {
 }
 
 pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()> {
-    if global.systemd_cgroup {
-        return Err(Error::unsupported("control groups made by systemd (SystemdCgroup)"));
-    }
     let id = local.id()?;
     let bundle = bundle(local)?;
     let spec = load::spec(&bundle)?;
@@ -70,8 +74,13 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
         return Err(Error::invalid("process.terminal without --console-socket"));
     }
     let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
-    let group = cgroup::planned(&spec.linux.cgroups_path, id)?;
-    let mut undo = Undo { folder: None, group: None, children: Vec::new() };
+    let (scope, group) = if global.systemd_cgroup {
+        let (scope, group) = systemd::planned(&spec, id)?;
+        (Some(scope), group)
+    } else {
+        (None, cgroup::planned(&spec.linux.cgroups_path, id)?)
+    };
+    let mut undo = Undo { folder: None, group: None, scope: None, children: Vec::new() };
     let folder = Folder::create(root, id)?;
     undo.folder = Some(folder.clone());
     folder.make_fifo(root_of(&spec))?;
@@ -82,13 +91,23 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
     let fifo = rustix::fs::open(folder.fifo(), flags, Mode::empty()).doing("open the fifo")?;
     let console = local.console_socket.as_deref().map(console::connect).transpose()?;
     let mut prepared = Prepared::of(&spec, &bundle, &namespaces)?;
-    cgroup::make(&group, spec.linux.resources.as_ref())?;
-    undo.group = Some(group.clone());
+    let resources = spec.linux.resources.as_ref();
+    let mut entrance = if scope.is_some() {
+        // systemd makes the group around a process that is there.
+        Entrance::none()
+    } else {
+        cgroup::make(&group, resources)?;
+        undo.group = Some(group.clone());
+        Entrance::of(&group)?
+    };
 
     let mut state = described(id, &spec, process, &group, &bundle, &prepared.root_path);
+    if let Some(scope) = &scope {
+        state.config.cgroups.systemd = true;
+        state.mooring.scope = Some(scope.unit().to_owned());
+    }
     let told = state.told("creating");
     let (ours, theirs) = channel::pair()?;
-    let mut entrance = Entrance::of(&group)?;
     let child = match entrance.fork()? {
         Fork::Child => {
             drop(ours);
@@ -120,6 +139,12 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
     };
     drop((theirs, prepared, console, entrance));
     undo.children.push(child);
+    if let Some(scope) = &scope {
+        scope.start(id, child, resources)?;
+        undo.scope = Some(scope.unit().to_owned());
+        undo.group = Some(group.clone());
+        cgroup::adopt(&group, child, resources)?;
+    }
     if let Some(warning) = limits::oom_score(child, process.oom_score_adj)? {
         log.warn(&warning);
     }
@@ -135,6 +160,7 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
     }
     undo.children.clear();
     undo.group = None;
+    undo.scope = None;
     undo.folder = None;
     Ok(())
 }
@@ -166,6 +192,7 @@ fn described(
             oci_version: spec.oci_version.clone(),
             bundle: bundle.to_owned(),
             rootfs: root.to_owned(),
+            scope: None,
             annotations: spec.annotations.clone(),
             process: process.clone(),
         },

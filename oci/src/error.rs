@@ -19,6 +19,9 @@ pub enum Error {
     /// The kernel has refused something.
     #[error("{deed}: {source}")]
     System { deed: String, source: io::Error },
+    /// systemd has refused something, or does not answer.
+    #[error("systemd: {deed}: {why}")]
+    Systemd { deed: String, why: String },
     /// As it was told by another process of this runtime.
     #[error("{0}")]
     Told(String),

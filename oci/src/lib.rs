@@ -30,6 +30,7 @@ mod seccomp;
 mod spec;
 mod state;
 mod sys;
+mod systemd;
 mod verbs;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -103,4 +104,18 @@ fn shelter(local: &Local) -> Result<()> {
     // Rust's own start ignores it, and a container's program would inherit that.
     sys::default_sigpipe().doing("reset SIGPIPE")?;
     process::hide()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verbs_that_there_are_not_are_refused_by_name() {
+        for verb in ["checkpoint", "restore", "run", "events"] {
+            let call = args::parse([verb.to_owned(), "name".to_owned()]).unwrap();
+            let error = super::run(&call, &Log::default()).unwrap_err().to_string();
+            assert!(error.contains(&format!("does not support the verb {verb:?}")), "{error}");
+        }
+    }
 }

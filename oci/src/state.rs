@@ -57,6 +57,9 @@ pub struct Own {
     pub oci_version: String,
     pub bundle: PathBuf,
     pub rootfs: PathBuf,
+    /// systemd's unit, where it has made the group.
+    #[serde(default)]
+    pub scope: Option<String>,
     pub annotations: BTreeMap<String, String>,
     /// The container's own process, from which execs take what they do not say.
     pub process: Process,

@@ -19,6 +19,7 @@ use crate::{
     hooks, load,
     log::Log,
     state::{Folder, State, Status},
+    systemd,
 };
 
 fn print(text: &str) -> Result<()> {
@@ -128,7 +129,16 @@ pub fn delete(root: &Path, local: &Local, log: &Log) -> Result<()> {
         )));
     }
     end(&state)?;
-    cgroup::remove(&state.group())?;
+    let group = state.group();
+    if let Some(unit) = &state.mooring.scope {
+        // Execs are asked to end by nobody.
+        group.kill_all()?;
+        if let Err(error) = systemd::stop(unit) {
+            // Without a process it ends by itself.
+            log.warn(&error.to_string());
+        }
+    }
+    cgroup::remove(&group)?;
     folder.remove()?;
     let told = state.told("stopped");
     for hook in &state.config.hooks.poststop {
@@ -199,6 +209,10 @@ pub fn update(root: &Path, local: &Local) -> Result<()> {
         return Err(Error::invalid("cannot update a container that has stopped"));
     }
     let group: Cgroup = state.group();
+    if let Some(unit) = &state.mooring.scope {
+        cgroup::fits(&group, &resources)?;
+        systemd::update(unit, &resources)?;
+    }
     // Devices are as the container was created with: an update never takes or gives any, as with runc.
     cgroup::limit(&group, &resources)
 }

@@ -116,14 +116,9 @@ async fn pods_live_through_a_new_systemd(case: Case) -> Result<()> {
         systemctl(&["daemon-reload"])?;
         scope(&container, &slice).await?;
         ensure!(container.pid().await? == pid, "the container is another one");
-        let resources =
+        let more =
             cri::LinuxContainerResources { memory_limit_in_bytes: 96 << 20, ..Default::default() };
-        let request = cri::UpdateContainerResourcesRequest {
-            container_id: container.id.clone(),
-            linux: Some(resources),
-            ..Default::default()
-        };
-        case.node.cri().update_container_resources(request).await?;
+        update(&case, &container, more).await?;
         let limit = Path::new("/sys/fs/cgroup").join(cgroup(pid)?.trim_start_matches('/'));
         let limit = fs::read_to_string(limit.join("memory.max"))?;
         ensure!(limit.trim() == (96 << 20).to_string(), "memory.max is {limit}");
@@ -131,6 +126,98 @@ async fn pods_live_through_a_new_systemd(case: Case) -> Result<()> {
         slice_goes(&slice)?;
     }
     Ok(())
+}
+
+async fn update(
+    case: &Case,
+    container: &Container,
+    to: cri::LinuxContainerResources,
+) -> Result<()> {
+    let request = cri::UpdateContainerResourcesRequest {
+        container_id: container.id.clone(),
+        linux: Some(to),
+        ..Default::default()
+    };
+    case.node.cri().update_container_resources(request).await?;
+    Ok(())
+}
+
+/// What systemd has of a container's limits is what was asked for: at the next occasion it puts back its own. And what it
+/// has none of stays: which devices a container may use.
+async fn limits_outlive_systemds_own(case: Case) -> Result<()> {
+    let spec = PodSpec::new(&case);
+    let slice = slice(&spec);
+    let pod = spec.run().await?;
+    let mut spec = ContainerSpec::idle("main");
+    spec.resources().memory_limit_in_bytes = 64 << 20;
+    spec.resources().cpu_shares = 512;
+    spec.resources().cpu_quota = 50_000;
+    spec.resources().cpu_period = 100_000;
+    spec.resources().cpuset_cpus = "0".into();
+    let container = pod.start(&spec).await?;
+    let scope = scope(&container, &slice).await?;
+    let folder = folder(&slice).join(&scope);
+    let device = "mknod /tmp/kmsg c 1 11 && ! cat /tmp/kmsg; rm -f /tmp/kmsg; cat /dev/null";
+    let holds = |wanted: [(&str, &str, &str, &str); 4]| -> Result<()> {
+        for (name, value, file, written) in wanted {
+            let found = property(&scope, name)?;
+            ensure!(found == value, "{name} is {found}");
+            let found = fs::read_to_string(folder.join(file))?;
+            ensure!(found.trim() == written, "{file} is {found}");
+        }
+        Ok(())
+    };
+    let first = [
+        ("MemoryMax", "67108864", "memory.max", "67108864"),
+        ("CPUWeight", "20", "cpu.weight", "20"),
+        ("CPUQuotaPerSecUSec", "500ms", "cpu.max", "50000 100000"),
+        ("AllowedCPUs", "0", "cpuset.cpus", "0"),
+    ];
+    holds(first)?;
+    systemctl(&["daemon-reload"])?;
+    holds(first)?;
+    let said = container.exec(&["/bin/sh", "-c", device]).await?;
+    ensure!(said.code == 0 && said.stderr.contains("not permitted"), "a device: {said:?}");
+    let more = cri::LinuxContainerResources {
+        memory_limit_in_bytes: 96 << 20,
+        cpu_shares: 1024,
+        cpu_quota: 70_000,
+        cpu_period: 100_000,
+        ..Default::default()
+    };
+    update(&case, &container, more).await?;
+    let then = [
+        ("MemoryMax", "100663296", "memory.max", "100663296"),
+        ("CPUWeight", "39", "cpu.weight", "39"),
+        ("CPUQuotaPerSecUSec", "700ms", "cpu.max", "70000 100000"),
+        ("AllowedCPUs", "0", "cpuset.cpus", "0"),
+    ];
+    holds(then)?;
+    systemctl(&["daemon-reexec"])?;
+    systemctl(&["daemon-reload"])?;
+    holds(then)?;
+    let said = container.exec(&["/bin/sh", "-c", device]).await?;
+    ensure!(said.code == 0 && said.stderr.contains("not permitted"), "a device: {said:?}");
+    container.stop(0).await?;
+    container.remove().await?;
+    ensure!(property(&scope, "LoadState")? == "not-found", "{scope} stays");
+    pod.end().await?;
+    slice_goes(&slice)
+}
+
+/// A container that cannot be made leaves no unit.
+async fn a_container_that_is_refused_leaves_no_scope(case: Case) -> Result<()> {
+    let spec = PodSpec::new(&case);
+    let slice = slice(&spec);
+    let pod = spec.run().await?;
+    let container = pod.create(&ContainerSpec::new("missing", &["no-such-program"])).await?;
+    let error = container.start().await.err().context("it has no program")?;
+    ensure!(format!("{error:#}").contains("executable file not found"), "{error:#}");
+    let scope = format!("cri-containerd-{}.scope", container.id);
+    ensure!(property(&scope, "LoadState")? == "not-found", "{scope} stays");
+    container.remove().await?;
+    pod.end().await?;
+    slice_goes(&slice)
 }
 
 async fn a_killed_shims_scopes_go(case: Case) -> Result<()> {
@@ -257,6 +344,20 @@ fn main() {
         Handler::Mooring,
         "a_profile_that_denies_signals_keeps_no_pod_of_a_killed_shim",
         a_profile_that_denies_signals_keeps_no_pod_of_a_killed_shim,
+    );
+    // With the OCI runtime in the shim, what it does with systemd and AppArmor itself.
+    let on = Handler::Builtin;
+    suite.on(on, "limits_outlive_systemds_own", limits_outlive_systemds_own);
+    suite.on(
+        on,
+        "a_container_that_is_refused_leaves_no_scope",
+        a_container_that_is_refused_leaves_no_scope,
+    );
+    suite.on(on, "a_killed_shims_scopes_go", a_killed_shims_scopes_go);
+    suite.on(
+        on,
+        "containers_are_confined_by_containerds_profile",
+        containers_are_confined_by_containerds_profile,
     );
     suite.run();
 }

@@ -47,6 +47,11 @@ impl Entrance {
         Ok(entrance)
     }
 
+    /// For a process that somebody else puts into its group.
+    pub fn none() -> Self {
+        Self { unified: None, files: Vec::new() }
+    }
+
     fn add(&mut self, path: PathBuf) -> Result<()> {
         let file = File::options().write(true).open(&path).doing_at("open", &path)?;
         self.files.push((path, file));

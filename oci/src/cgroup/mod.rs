@@ -3,7 +3,7 @@
 pub mod devices;
 mod entrance;
 mod v1;
-mod v2;
+pub mod v2;
 
 use std::{
     fs, io,
@@ -40,6 +40,32 @@ pub fn make(group: &Cgroup, resources: Option<&Resources>) -> Result<()> {
         created.remove();
     }
     limited
+}
+
+/// Makes the container's what systemd has made around process `pid`.
+pub fn adopt(group: &Cgroup, pid: i32, resources: Option<&Resources>) -> Result<()> {
+    let found = Cgroup::of_process(pid)?;
+    if found != *group {
+        let places = |group: &Cgroup| {
+            let folders = group.folders();
+            folders.into_iter().map(|one| one.display().to_string()).collect::<Vec<_>>().join(", ")
+        };
+        return Err(Error::invalid(format!(
+            "systemd has put the container's process into {:?} and not into {:?}",
+            places(&found),
+            places(group)
+        )));
+    }
+    // It passes on the controllers that it knows; here the others are.
+    group.ensure()?;
+    let Some(resources) = resources else { return Ok(()) };
+    limit(group, resources)?;
+    devices::apply(group, &resources.devices)
+}
+
+/// Whether new limits leave what is used already, where they shall only then be set.
+pub fn fits(group: &Cgroup, resources: &Resources) -> Result<()> {
+    if group.is_unified() { v2::fits(group.v2.as_deref(), &resources.memory) } else { Ok(()) }
 }
 
 /// Sets the limits that `resources` has.
@@ -151,5 +177,79 @@ fn remove_tree(folder: &Path) -> io::Result<()> {
             gone(fs::remove_dir(folder))
         }
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn said(group: &Cgroup, resources: &Value) -> String {
+        let read = crate::load::resources(resources.to_string().as_bytes()).unwrap();
+        limit(group, &read).map_or_else(|error| error.to_string(), |()| "accepted".into())
+    }
+
+    #[test]
+    fn limits_that_this_kind_of_group_has_not_are_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let v2 = Cgroup { v2: Some(folder.path().to_owned()), ..Cgroup::default() };
+        let with = |names: &[&str]| {
+            let mut group = Cgroup::default();
+            for name in names {
+                group.v1.insert((*name).to_owned(), folder.path().to_owned());
+            }
+            group
+        };
+        let v1 = with(&["memory", "cpu", "blkio"]);
+        let leaf = json!({"blockIO": {"leafWeight": 10}});
+        let leaf_of_device =
+            json!({"blockIO": {"weightDevice": [{"major": 8, "minor": 0, "leafWeight": 10}]}});
+        let tcp = json!({"memory": {"kernelTCP": 1}});
+        for (group, resources, name) in [
+            (&v1, json!({"unified": {"memory.high": "1"}}), "linux.resources.unified on cgroup v1"),
+            (&v1, tcp.clone(), "memory.kernelTCP"),
+            (&v1, leaf.clone(), "blockIO.leafWeight"),
+            (&v1, leaf_of_device.clone(), "blockIO.leafWeight"),
+            (&v1, json!({"pids": {"limit": 1}}), "linux.resources.pids (no controller)"),
+            (&v1, json!({"network": {"classID": 1}}), "network.classID (no controller)"),
+            (&v1, json!({"cpu": {"cpus": "0"}}), "linux.resources.cpu (no controller)"),
+            (&v2, tcp, "memory.kernelTCP"),
+            (&v2, json!({"memory": {"swappiness": 60}}), "memory.swappiness on cgroup v2"),
+            (
+                &v2,
+                json!({"memory": {"disableOOMKiller": true}}),
+                "memory.disableOOMKiller on cgroup v2",
+            ),
+            (&v2, json!({"memory": {"swap": 10}}), "memory.swap 10 without a limit"),
+            (&v2, json!({"cpu": {"realtimeRuntime": 1}}), "cpu.realtimeRuntime on cgroup v2"),
+            (&v2, json!({"cpu": {"realtimePeriod": 1}}), "cpu.realtimeRuntime on cgroup v2"),
+            (&v2, json!({"network": {"classID": 1}}), "network.classID on cgroup v2"),
+            (
+                &v2,
+                json!({"network": {"priorities": [{"name": "eth0", "priority": 1}]}}),
+                "network.priorities on cgroup v2",
+            ),
+            (&v2, leaf, "blockIO.leafWeight"),
+            (&v2, leaf_of_device, "blockIO.leafWeight"),
+            (
+                &v2,
+                json!({"blockIO": {"weightDevice": [{"major": 8, "minor": 0, "weight": 10}]}}),
+                "blockIO.weightDevice without bfq",
+            ),
+            (&v2, json!({"unified": {"../memory.high": "1"}}), "is no file"),
+            (&v2, json!({"unified": {"memory": "1"}}), "is no file"),
+        ] {
+            let said = said(group, &resources);
+            assert!(said.contains(name), "{resources}: {said}");
+        }
+        let left = fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 0, "something was written all the same");
+        assert_eq!(
+            said(&v2, &json!({"memory": {"limit": 5}, "cpu": {"shares": 1024}})),
+            "accepted"
+        );
+        assert_eq!(fs::read_to_string(folder.path().join("memory.max")).unwrap(), "5");
     }
 }

@@ -72,6 +72,27 @@ fn swap_alone(limit: Option<i64>, both: i64) -> Result<String> {
     }
 }
 
+/// The limit of swap, as v2 has it.
+pub fn swap(wanted: &Memory) -> Result<Option<String>> {
+    let limit = wanted.limit.filter(|limit| *limit != 0);
+    let both = wanted.swap.filter(|swap| *swap != 0).or(limit.filter(|limit| *limit == -1));
+    both.map(|both| swap_alone(limit, both)).transpose()
+}
+
+/// Refuses a limit of memory below what is used, where that is wished.
+pub(super) fn fits(folder: Option<&Path>, wanted: &Memory) -> Result<()> {
+    let limit = wanted.limit.filter(|limit| *limit > 0);
+    let wished = wanted.check_before_update == Some(true);
+    let (Some(folder), Some(limit), true) = (folder, limit, wished) else { return Ok(()) };
+    let used = fs::read_to_string(folder.join("memory.current")).ok();
+    match used.and_then(|text| text.trim().parse::<i64>().ok()) {
+        Some(used) if used > limit => {
+            Err(Error::invalid(format!("memory limit {limit} is below what is used, {used}")))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn memory(folder: Option<&Path>, wanted: &Memory) -> Result<()> {
     const WHAT: &str = "linux.resources.memory";
     // Kernel memory is counted with the rest. The others have no meaning here, and no effect on how much is used.
@@ -84,28 +105,14 @@ fn memory(folder: Option<&Path>, wanted: &Memory) -> Result<()> {
     if wanted.swappiness.is_some() {
         return Err(Error::unsupported("linux.resources.memory.swappiness on cgroup v2"));
     }
-    let limit = wanted.limit.filter(|limit| *limit != 0);
-    let swap = wanted.swap.filter(|swap| *swap != 0).or(limit.filter(|limit| *limit == -1));
-    if wanted.check_before_update == Some(true)
-        && let (Some(folder), Some(limit)) = (folder, limit.filter(|limit| *limit > 0))
-    {
-        let used = fs::read_to_string(folder.join("memory.current")).ok();
-        if let Some(used) =
-            used.and_then(|text| text.trim().parse::<i64>().ok()).filter(|u| *u > limit)
-        {
-            return Err(Error::invalid(format!(
-                "memory limit {limit} is below what is used, {used}"
-            )));
-        }
-    }
-    if let Some(both) = swap {
-        let value = swap_alone(limit, both)?;
+    fits(folder, wanted)?;
+    if let Some(value) = swap(wanted)? {
         // A kernel that does not count swap has none to limit.
         if folder.is_some_and(|folder| folder.join("memory.swap.max").exists()) {
             set(folder, "memory.swap.max", value, WHAT)?;
         }
     }
-    if let Some(limit) = limit {
+    if let Some(limit) = wanted.limit.filter(|limit| *limit != 0) {
         set(folder, "memory.max", or_max(limit), WHAT)?;
     }
     if let Some(reservation) = wanted.reservation.filter(|one| *one != 0) {
@@ -160,7 +167,7 @@ fn cpu(folder: Option<&Path>, wanted: &Cpu) -> Result<()> {
 }
 
 /// v1's measure of shares in v2's.
-fn weight_of(shares: u64) -> u64 {
+pub fn weight_of(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
 

@@ -184,11 +184,27 @@ mod tests {
 
     #[test]
     fn what_is_not_done_is_refused_by_name() {
-        for (kind, word) in
-            [("bind", "remount"), ("tmpfs", "sync"), ("bind", "size=1k"), ("tmpfs", "idmap")]
-        {
-            let error = of(kind, &[word]).unwrap_err().to_string();
-            assert!(error.contains(word) || error.contains("mapped ids"), "{error}");
+        for word in [
+            "remount",
+            "sync",
+            "dirsync",
+            "mand",
+            "iversion",
+            "noiversion",
+            "lazytime",
+            "nolazytime",
+            "tmpcopyup",
+        ] {
+            for kind in ["tmpfs", "bind"] {
+                let error = of(kind, &[word]).unwrap_err().to_string();
+                assert!(error.contains(&format!("mount option {word:?}")), "{error}");
+            }
+        }
+        let error = of("bind", &["size=1k"]).unwrap_err().to_string();
+        assert!(error.contains("size=1k"), "{error}");
+        for word in ["idmap", "ridmap"] {
+            let error = of("tmpfs", &[word]).unwrap_err().to_string();
+            assert!(error.contains("mapped ids"), "{error}");
         }
     }
 }
