@@ -166,7 +166,7 @@ fn plugin(
 }
 
 fn settings(plugins: Vec<PathBuf>, folder: &Path) -> Settings {
-    Settings { plugins, conf_dir: folder.into(), timeout: Duration::from_millis(400) }
+    Settings { plugins, conf_dir: folder.into(), timeout: Duration::from_secs(20) }
 }
 
 async fn announcer(settings: &Settings, known: bool) -> Announcer {
@@ -305,7 +305,8 @@ async fn a_plugin_that_hangs_is_asked_no_more_and_the_others_are() {
                 &log,
             ),
         ];
-        let announcer = announcer(&settings(plugins, &folder), false).await;
+        let settings = Settings { timeout: Duration::from_secs(2), ..settings(plugins, &folder) };
+        let announcer = announcer(&settings, false).await;
         announcer.pod(Event::RunPodSandbox).await.unwrap();
         let adjusted = announcer.create("c", spec()).await.unwrap();
         assert_eq!(adjusted["process"]["env"], json!(["A=1", "B=2"]), "{hangs}");
@@ -431,7 +432,12 @@ async fn plugins_that_hang_keep_no_release_beyond_its_time() {
         Settings { timeout: Duration::from_hours(1), ..settings(plugins, folder.path()) };
     let record = NriRecord { settings, pod: Pod::default(), mark: String::new() };
     let reaper = Reaper::start().unwrap();
-    // It ends at all.
-    record.release(&reaper, Instant::now() + Duration::from_millis(300)).await;
-    assert_eq!(heard(&log).last().unwrap(), "x StopPodSandbox");
+    // It ends at all. On a busy machine the plugin may not have come to its end by then.
+    for tenths in [3, 30, 300] {
+        record.release(&reaper, Instant::now() + Duration::from_millis(tenths * 100)).await;
+        if heard(&log).last().is_some_and(|last| last == "x StopPodSandbox") {
+            return;
+        }
+    }
+    panic!("the plugin was not told: {:?}", heard(&log));
 }

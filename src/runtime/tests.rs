@@ -1,4 +1,9 @@
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 
@@ -23,10 +28,14 @@ fn settings(folder: &Path) -> RuntimeSettings {
     }
 }
 
-/// What the hanging runtime said of its processes, which must be gone.
-async fn assert_nothing_lives(folder: &Path) {
-    let text = fs::read_to_string(folder.join("child")).unwrap();
+/// What the hanging runtime said of its processes must be gone. Answers whether it came to say something: on a busy
+/// machine it may be killed before.
+async fn nothing_lives(folder: &Path) -> bool {
+    let text = fs::read_to_string(folder.join("child")).unwrap_or_default();
     let pids: Vec<i32> = text.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+    if pids.is_empty() {
+        return false;
+    }
     assert_eq!(pids.len(), 2, "{text:?}");
     // The child is init's to reap: it is killed with its parent, and not gone in the same moment.
     let gone = async {
@@ -39,6 +48,7 @@ async fn assert_nothing_lives(folder: &Path) {
     };
     tokio::time::timeout(Duration::from_secs(5), gone).await.expect("they were killed");
     fs::remove_file(folder.join("child")).unwrap();
+    true
 }
 
 #[tokio::test]
@@ -49,27 +59,33 @@ async fn every_call_of_a_runtime_that_hangs_ends_in_time_and_leaves_nothing() {
     let runc = Runc::new(settings(root), Reaper::start().unwrap());
     let (id, exec_id) = (Id::new("c1").unwrap(), Id::new("e1").unwrap());
     for verb in ["create", "start", "kill", "delete", "exec", "pause", "resume", "update"] {
-        let answer = match verb {
-            "create" => runc.create(&id, &bundle, Stdio::default().into()).await.map(drop),
-            "start" => runc.start(&id, &bundle).await,
-            "kill" => runc.kill(&id, &bundle, 9, true).await,
-            "delete" => runc.delete(&id, &bundle).await,
-            "exec" => {
-                let (process, stdio) = (json!({}), Stdio::default());
-                let exec = Exec { process, stdio, console: None };
-                runc.exec(&id, &exec_id, &bundle, exec).await.map(drop)
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            let answer = match verb {
+                "create" => runc.create(&id, &bundle, Stdio::default().into()).await.map(drop),
+                "start" => runc.start(&id, &bundle).await,
+                "kill" => runc.kill(&id, &bundle, 9, true).await,
+                "delete" => runc.delete(&id, &bundle).await,
+                "exec" => {
+                    let (process, stdio) = (json!({}), Stdio::default());
+                    let exec = Exec { process, stdio, console: None };
+                    runc.exec(&id, &exec_id, &bundle, exec).await.map(drop)
+                }
+                "pause" => runc.pause(&id, &bundle).await,
+                "resume" => runc.resume(&id, &bundle).await,
+                _ => runc.update(&id, &bundle, b"{}").await,
+            };
+            let error = answer.unwrap_err();
+            assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+            let expected = format!(
+                "OCI runtime {verb} of container \"c1\" did not end within 300ms and was killed"
+            );
+            assert_eq!(error.to_string(), expected);
+            if nothing_lives(root).await {
+                break;
             }
-            "pause" => runc.pause(&id, &bundle).await,
-            "resume" => runc.resume(&id, &bundle).await,
-            _ => runc.update(&id, &bundle, b"{}").await,
-        };
-        let error = answer.unwrap_err();
-        assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
-        let expected = format!(
-            "OCI runtime {verb} of container \"c1\" did not end within 300ms and was killed"
-        );
-        assert_eq!(error.to_string(), expected);
-        assert_nothing_lives(root).await;
+            assert!(Instant::now() < until, "the runtime never came to run");
+        }
     }
     assert_eq!(fs::read_dir(&bundle).unwrap().count(), 0, "files of the calls are left");
 }

@@ -533,9 +533,16 @@ async fn containers_are_killed_through_containerd_and_in_place_when_it_is_silent
 async fn a_stop_that_takes_longer_than_its_caller_waits_says_where_it_is_and_goes_on() {
     let world = World::started("late").await;
     let guest = world.sandbox.admit().unwrap();
-    let error = world.sandbox.stop(Some(Duration::from_millis(50))).await.unwrap_err();
-    assert_eq!(error.code(), Code::DeadlineExceeded);
-    assert!(error.to_string().contains("door"), "{error}");
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        let error = world.sandbox.stop(Some(Duration::from_millis(50))).await.unwrap_err();
+        assert_eq!(error.code(), Code::DeadlineExceeded);
+        // A busy machine may not even have begun.
+        if error.to_string().contains("door") {
+            break;
+        }
+        assert!(Instant::now() < until, "{error}");
+    }
     drop(guest);
     timeout(Duration::from_secs(5), world.sandbox.stop(None)).await.unwrap().unwrap();
     world.sandbox.shutdown().await.unwrap();

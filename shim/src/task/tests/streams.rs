@@ -144,10 +144,15 @@ async fn execs_that_nobody_deletes_keep_no_descriptors() {
         let mut said = [0; 4];
         timeout(Duration::from_secs(10), client.read_exact(&mut said)).await.unwrap().unwrap();
         assert_eq!(&said, b"said");
-        // The copy's own end comes a moment later.
-        tokio::time::sleep(Duration::from_millis(200)).await;
         drop(client);
-        assert!((1..=3).contains(&open()), "after {exec}: {}", open());
+        // The copy's own end comes a moment later.
+        let closed = async {
+            while !(1..=3).contains(&open()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let closed = timeout(Duration::from_secs(10), closed).await;
+        assert!(closed.is_ok(), "after {exec}: {}", open());
     }
     assert_eq!(stage.wait("exec-0").await.status, 3, "its exit is forgotten");
     stage.kill(9).await;
