@@ -11,7 +11,7 @@ use crate::{
     mounts,
     process::{Reaper, orphans},
     released::Released,
-    runtime::{OciRuntime, Runc, criu, quick},
+    runtime::{CREATES, OciRuntime, Runc, criu, quick},
     sys::{boot, identity, survivor::Survivors},
 };
 
@@ -47,6 +47,7 @@ pub fn kill_in_place(record: &Record) -> Result<Released, Error> {
 }
 
 fn kill(record: &Record) -> Result<(Released, Option<(i32, Pinned)>), Error> {
+    end_creation(record)?;
     let criu = end_criu(record)?;
     let (init, group) = known(record)?;
     let mut found = Released::AlreadyGone;
@@ -161,6 +162,20 @@ pub async fn end(
     Ok(found)
 }
 
+/// Ends a creation that outlived its shim: the OCI runtime would go on to make what is being released, in groups that are
+/// gone and in a folder that nothing is mounted on any more. Blocks where there is one.
+fn end_creation(record: &Record) -> Result<(), Error> {
+    let Some(Init { pid, start_time }) = record.shim.filter(|_| record.init.is_none()) else {
+        return Ok(());
+    };
+    let failed = |source| Error::Process { id: record.id.to_string(), pid, source };
+    if !is_alive(pid, start_time).map_err(failed)? {
+        let variable = format!("{CREATES}={}", record.id);
+        orphans::end(&variable, pid).map_err(failed)?;
+    }
+    Ok(())
+}
+
 /// Ends a checkpoint or restore that outlived its shim: it would go on to make what is being released. Answers its
 /// configuration. Blocks where there is one.
 fn end_criu(record: &Record) -> Result<Option<&Path>, Error> {
@@ -216,6 +231,55 @@ mod tests {
         cgroup::Hierarchies, id::Id, process::testing::TestChild, runtime::RuntimeSettings,
         sys::boot::BootId,
     };
+
+    /// One of its own container and one of another's, in the session of a shim that is dead.
+    #[tokio::test]
+    async fn a_creation_that_outlived_its_shim_is_ended() {
+        let creation = |id: &str| format!("{CREATES}={id} sleep 60 >/dev/null & echo $! >{id};");
+        let folder = tempfile::tempdir().unwrap();
+        let script = format!("{} {} wait", creation("c"), creation("d"));
+        let mut command = Command::new("setsid");
+        command.args(["sh", "-c", &script]).current_dir(folder.path());
+        let mut shim = TestChild::start(&mut command);
+        let pid_of = |id: &str| loop {
+            let text = std::fs::read_to_string(folder.path().join(id)).unwrap_or_default();
+            let pid = text.strip_suffix('\n').and_then(|pid| pid.parse::<i32>().ok());
+            // Between the fork and the program the environment is the shell's.
+            let environ = pid.map(|pid| std::fs::read(format!("/proc/{pid}/environ")));
+            let variable = format!("{CREATES}={id}");
+            if let (Some(pid), Some(Ok(text))) = (pid, environ)
+                && text.split(|byte| *byte == 0).any(|one| one == variable.as_bytes())
+            {
+                break pid;
+            }
+            std::thread::yield_now();
+        };
+        let of = |pid| Init::of(pid).unwrap().unwrap();
+        let (own, others) = (of(pid_of("c")), of(pid_of("d")));
+        let lives = |one: Init| is_alive(one.pid, one.start_time).unwrap();
+        let runtime =
+            RuntimeSettings { root: folder.path().join("runc"), ..RuntimeSettings::default() };
+        let bundle = folder.path().to_owned();
+        let mut record = Record::new(Id::new("c").unwrap(), bundle, runtime).unwrap();
+        record.shim = Some(of(shim.pid));
+        let reaper = Reaper::start().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        release(&record, &reaper, deadline).await.unwrap();
+        assert!(lives(own), "its shim lives, and ends it itself");
+        rustix::process::kill_process(
+            rustix::process::Pid::from_raw(shim.pid).unwrap(),
+            Signal::KILL,
+        )
+        .unwrap();
+        shim.status();
+        release(&record, &reaper, deadline).await.unwrap();
+        assert!(!lives(own) && lives(others));
+        rustix::process::kill_process(
+            rustix::process::Pid::from_raw(others.pid).unwrap(),
+            Signal::KILL,
+        )
+        .unwrap();
+    }
 
     /// The same numbers, the same cgroup and the same name in the runtime's state: all of it a new container's.
     #[tokio::test]

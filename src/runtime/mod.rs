@@ -37,6 +37,8 @@ use crate::{
 
 /// The name of the runtime that is in the shim's own program.
 pub const BUILTIN: &str = "builtin";
+/// The variable in a creation's environment that names the container: what outlives its shim is known by it.
+pub const CREATES: &str = "MOORING_CREATES";
 
 /// What a container is created with, beside its bundle.
 pub struct Create {

@@ -142,6 +142,7 @@ impl OciRuntime for Runc {
     async fn create(&self, id: &Id, bundle: &Path, create: Create) -> Result<i32, Error> {
         let (log, pid) = (bundle.join("log.json"), bundle.join("init.pid"));
         let mut call = self.call("create", id, bundle, Some(&log));
+        call.command.env(super::CREATES, id.as_str());
         call.command.arg("--bundle").arg(bundle).arg("--pid-file").arg(&pid);
         if self.settings.no_pivot_root {
             call.command.arg("--no-pivot");

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 use k8s_cri::v1::NamespaceMode;
 use mooring_e2e::audit::all_processes;
 use mooring_e2e::cri::{ContainerSpec, PodSpec};
-use mooring_e2e::faults::until;
-use mooring_e2e::life::answered;
+use mooring_e2e::faults::{kill_shim, until};
+use mooring_e2e::life::{Kind, Life, answered};
 use mooring_e2e::node::Settings;
 use mooring_e2e::oci::{Fault, Oci};
 use mooring_e2e::plugins::Plugins;
@@ -185,8 +185,28 @@ async fn a_holder_that_is_killed_ends_the_wait_for_its_sandbox(case: Case) -> Re
     life.end().await
 }
 
+/// Nobody waits for it any more; did it go on, it would make a container that nobody knows.
+async fn a_creation_under_way_ends_with_its_shim(case: Case) -> Result<()> {
+    let oci = Oci::install(&case.node, "creation", "")?;
+    let id = case.unique("creation");
+    let mut life = Life::named(&case, Kind::OwnNetwork, &id);
+    oci.fault("create", &format!("{id}-main"), Fault::Hangs)?;
+    life.run().await?;
+    let killed = async {
+        let hangs = || all_processes().iter().any(|one| one.command == "sleep 1000");
+        until(Duration::from_secs(10), "the runtime is not called", hangs).await?;
+        kill_shim(&id)
+    };
+    let (created, killed) = tokio::join!(life.container(), killed);
+    killed?;
+    ensure!(created.is_err(), "it is created");
+    // The audit looks for the runtime's process.
+    life.end().await
+}
+
 suite!(Settings::default();
     both: ;
-    mooring: a_runtime_that_hangs_or_is_killed_is_named_and_leaves_nothing,
+    mooring: a_creation_under_way_ends_with_its_shim,
+        a_runtime_that_hangs_or_is_killed_is_named_and_leaves_nothing,
         a_holder_that_is_killed_takes_its_pod_down,
         a_holder_that_is_killed_ends_the_wait_for_its_sandbox);
