@@ -20,8 +20,9 @@ const MMAP_THRESHOLD: libc::c_int = 64 << 10;
 /// glibc's settings from outside, `name=value` with colons between them.
 const TUNABLES: &str = "GLIBC_TUNABLES";
 /// Each thread of glibc's keeps up to seven freed pieces of each of 64 sizes. They never go back, lie scattered, and keep
-/// the pages around them: half of the heap of a shim that had many execs at once.
-const NO_CACHE: &str = "glibc.malloc.tcache_count=0";
+/// the pages around them: half of the heap of a shim that had many execs at once. Of threads that have ended glibc keeps
+/// the stacks, with some pages each.
+const NO_CACHE: &str = "glibc.malloc.tcache_count=0:glibc.pthread.stack_cache_size=0";
 /// [`TUNABLES`] as they were before this process set them.
 const BEFORE: &str = "MOORING_TUNABLES_BEFORE";
 /// Pages of the stack that the call itself may need.

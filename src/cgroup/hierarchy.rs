@@ -100,23 +100,29 @@ impl Hierarchies {
     /// The groups that `/proc/<pid>/cgroup` (its text is `groups`) names, without those that are a hierarchy's root.
     pub(super) fn parse_groups(&self, groups: &str) -> Cgroup {
         let mut group = Cgroup::default();
-        for line in groups.lines() {
-            let mut parts = line.splitn(3, ':').skip(1);
-            let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
-            let hierarchy = self.all.iter().find(|known| match controllers {
-                "" => known.is_v2(),
-                list => known.controllers.iter().any(|c| list.split(',').any(|name| name == c)),
-            });
-            let path = path.strip_suffix(" (deleted)").unwrap_or(path);
-            if let Some(hierarchy) = hierarchy
-                && Path::new(path) != Path::new("/")
-                && Path::new(path) != hierarchy.root
-                && !path.contains("/..")
-            {
-                group.put(hierarchy, hierarchy.folder(Path::new(path)));
+        for (hierarchy, path) in self.groups(groups) {
+            if path != Path::new("/") && path != hierarchy.root {
+                group.put(hierarchy, hierarchy.folder(path));
             }
         }
         group
+    }
+
+    /// Each group in such a text that can be reached, with its hierarchy.
+    pub(super) fn groups<'a>(
+        &'a self,
+        text: &'a str,
+    ) -> impl Iterator<Item = (&'a Hierarchy, &'a Path)> {
+        text.lines().filter_map(|line| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (parts.next()?, parts.next()?);
+            let hierarchy = self.all.iter().find(|known| match controllers {
+                "" => known.is_v2(),
+                list => known.controllers.iter().any(|c| list.split(',').any(|name| name == c)),
+            })?;
+            let path = path.strip_suffix(" (deleted)").unwrap_or(path);
+            (!path.contains("/..")).then_some((hierarchy, Path::new(path)))
+        })
     }
 }
 

@@ -5,6 +5,7 @@
 //! know which kind of machine it is on: what v2 offers is used where a v2 folder is, the rest by v1.
 
 pub(crate) mod changes;
+mod expect;
 mod group;
 mod hierarchy;
 mod kill;
@@ -20,6 +21,7 @@ use std::{
 
 use thiserror::Error;
 
+pub use expect::expect_move;
 pub use group::{Cgroup, Created};
 pub use hierarchy::{Hierarchies, Mode};
 pub use oom::{OomKills, OomWatch};

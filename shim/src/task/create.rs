@@ -6,11 +6,12 @@ use std::{
 };
 
 use mooring::{
+    cgroup,
     container::{Acquisition, Record},
     failpoint,
     nri::Event,
     process::Exited,
-    runtime::{Create, OciRuntime, checkpoint::StreamFiles},
+    runtime::{Create, OciRuntime, RuntimeSettings, checkpoint::StreamFiles},
 };
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -46,6 +47,7 @@ pub(super) async fn create(parties: &Parties, request: CreateRequest) -> Result<
     }
     let checkpoint = restore::checkpoint_of(&request)?;
     let _admitted = parties.pod.admit(&request.id)?;
+    expect_move(&request.runtime);
     let mut spec = spec::read(&request.bundle)?;
     // Somebody else's state of that name must not be taken for ours when something fails.
     if request.runtime.root.join(&request.id).exists() {
@@ -82,6 +84,16 @@ pub(super) async fn create(parties: &Parties, request: CreateRequest) -> Result<
             Err(error)
         }
     }
+}
+
+/// Begins what the OCI runtime will have to wait for when it moves a process into the container's control group.
+pub(super) fn expect_move(runtime: &RuntimeSettings) {
+    let born_there = runtime.is_builtin();
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = cgroup::expect_move(born_there) {
+            log::debug!("begin a move between control groups: {error}");
+        }
+    });
 }
 
 /// Everything before the OCI runtime is called.

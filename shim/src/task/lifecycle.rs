@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout};
 use super::{
     Ended, Error, ExecRequest,
     container::{Container, Frozen, SURVIVES, lock},
+    create::expect_move,
     parties::Parties,
     process::{Life, Live, Process},
     publish, spec,
@@ -93,6 +94,8 @@ impl Container {
         let added = Process::new(request.streams, Life::Added(Arc::new(process)), None);
         execs.insert(request.exec_id.clone(), Arc::new(added));
         publish::exec_added(&*parties.events, &self.id, &request.exec_id);
+        // Who adds one starts it next.
+        expect_move(&self.record.runtime);
         Ok(())
     }
 
