@@ -29,7 +29,7 @@ use crate::{
     spec::{Process, Spec},
     state::{Cgroups, Config, Folder, Own, State, paths_of},
     sys::Fork,
-    systemd,
+    systemd::{self, Scope},
 };
 
 /// What has been made so far, and goes again when the rest fails.
@@ -74,12 +74,7 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
         return Err(Error::invalid("process.terminal without --console-socket"));
     }
     let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
-    let (scope, group) = if global.systemd_cgroup {
-        let (scope, group) = systemd::planned(&spec, id)?;
-        (Some(scope), group)
-    } else {
-        (None, cgroup::planned(&spec.linux.cgroups_path, id)?)
-    };
+    let (scope, group) = group_of(global.systemd_cgroup, &spec, id)?;
     let mut undo = Undo { folder: None, group: None, scope: None, children: Vec::new() };
     let folder = Folder::create(root, id)?;
     undo.folder = Some(folder.clone());
@@ -91,7 +86,9 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
     let fifo = rustix::fs::open(folder.fifo(), flags, Mode::empty()).doing("open the fifo")?;
     let console = local.console_socket.as_deref().map(console::connect).transpose()?;
     let mut prepared = Prepared::of(&spec, &bundle, &namespaces)?;
-    let resources = spec.linux.resources.as_ref();
+    let wanted = spec.linux.resources.as_ref();
+    let while_made = wanted.and_then(cgroup::while_made);
+    let resources = while_made.as_ref().or(wanted);
     let mut entrance = if scope.is_some() {
         // systemd makes the group around a process that is there.
         Entrance::none()
@@ -102,10 +99,8 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
     };
 
     let mut state = described(id, &spec, process, &group, &bundle, &prepared.root_path);
-    if let Some(scope) = &scope {
-        state.config.cgroups.systemd = true;
-        state.mooring.scope = Some(scope.unit().to_owned());
-    }
+    state.config.cgroups.systemd = scope.is_some();
+    state.mooring.scope = scope.as_ref().map(|scope| scope.unit().to_owned());
     let told = state.told("creating");
     let (ours, theirs) = channel::pair()?;
     let child = match entrance.fork()? {
@@ -150,6 +145,12 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
     }
     ours.answer()?;
     let pid = attend(&ours, &spec, child, &mut undo.children, &mut state, log)?;
+    if let (Some(_), Some(wanted)) = (&while_made, wanted) {
+        if let Some(scope) = &scope {
+            systemd::update(scope.unit(), wanted)?;
+        }
+        cgroup::limit(&group, wanted)?;
+    }
     let start = identity::start_time(pid).doing("look at the container's process")?;
     state.init_process_pid = pid;
     state.init_process_start =
@@ -163,6 +164,15 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
     undo.scope = None;
     undo.folder = None;
     Ok(())
+}
+
+/// The container's group, and systemd's unit where it is to make that.
+fn group_of(systemd: bool, spec: &Spec, id: &str) -> Result<(Option<Scope>, Cgroup)> {
+    if systemd {
+        let (scope, group) = systemd::planned(spec, id)?;
+        return Ok((Some(scope), group));
+    }
+    Ok((None, cgroup::planned(&spec.linux.cgroups_path, id)?))
 }
 
 /// What is kept of the container, but for its process.

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use super::{Error, Hierarchies, Mode};
+use super::{Error, Hierarchies};
 
 /// Says to the kernel that a process is about to be moved to another group, so that it waits for what it has to wait
 /// for now. Blocks as long as that takes.
@@ -11,16 +11,12 @@ use super::{Error, Hierarchies, Mode};
 /// moves: the first one in a while waits for a grace period of RCU, 10 to 20 ms, and others that follow soon do not. An
 /// OCI runtime moves its child some milliseconds after it was started.
 ///
-/// What is written is this process, into a group that it is in: nothing is moved. `born_there` says that who will want
-/// a process there can have it begin there, which only a node with v2 alone can do: it waits for nothing.
+/// What is written is this process, into a group that it is in: nothing is moved.
 ///
 /// # Errors
 /// The groups cannot be read, or the kernel refuses. Either costs the caller no more than time.
-pub fn expect_move(born_there: bool) -> Result<(), Error> {
+pub fn expect_move() -> Result<(), Error> {
     let hierarchies = Hierarchies::read()?;
-    if born_there && hierarchies.mode() == Mode::Unified {
-        return Ok(());
-    }
     let own = Path::new("/proc/self/cgroup");
     let text = fs::read_to_string(own).map_err(Error::at("read", own))?;
     if let Some((hierarchy, path)) = hierarchies.groups(&text).next() {
@@ -38,9 +34,7 @@ mod tests {
     fn nothing_is_moved() {
         let groups = || fs::read_to_string("/proc/self/cgroup").unwrap();
         let before = groups();
-        for born_there in [true, false] {
-            expect_move(born_there).unwrap();
-            assert_eq!(groups(), before);
-        }
+        expect_move().unwrap();
+        assert_eq!(groups(), before);
     }
 }

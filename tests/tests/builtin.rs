@@ -30,6 +30,8 @@ suite!(
     a_working_directory_by_a_descriptor_is_refused,
     an_exec_cannot_be_looked_into,
     hooks_run_in_their_order,
+    a_container_may_be_limited_to_its_one_process,
+    an_exec_is_in_the_containers_group_or_in_one_of_its_own,
     what_it_does_not_do_is_refused_by_name_and_leaves_nothing,
 );
 
@@ -415,6 +417,50 @@ async fn hooks_run_in_their_order(case: Case) -> Result<()> {
     }
     fs::remove_file(told)?;
     Ok(())
+}
+
+/// More processes than that take part in making it.
+async fn a_container_may_be_limited_to_its_one_process(case: Case) -> Result<()> {
+    let bundle = Bundle::new(&case, |spec, _| {
+        spec["linux"]["resources"] = json!({"pids": {"limit": 1}});
+    })?;
+    bundle.run()?;
+    let all = fs::read_to_string(format!("/proc/{}/cgroup", bundle.pid()?))?;
+    let own = |line: &str| line.ends_with(&format!("/e2e/{}", bundle.id));
+    if !all.lines().all(own) {
+        bail!("it is not in its group everywhere: {all}");
+    }
+    let limits = ["/sys/fs/cgroup/pids/e2e", "/sys/fs/cgroup/e2e"]
+        .map(|place| fs::read_to_string(Path::new(place).join(&bundle.id).join("pids.max")));
+    if !limits.iter().flatten().any(|limit| limit.trim() == "1") {
+        bail!("the limit is {limits:?}");
+    }
+    bundle.end()
+}
+
+/// A container with systemd in it, say: cgroup v2 lets no process into a group that has passed controllers on.
+async fn an_exec_is_in_the_containers_group_or_in_one_of_its_own(case: Case) -> Result<()> {
+    let bundle = Bundle::new(&case, |_, _| {})?;
+    bundle.run()?;
+    let entered = |wanted: &str| -> Result<()> {
+        let said = bundle.call(&["exec", &bundle.id, "cat", "/proc/self/cgroup"])?;
+        succeed(&said)?;
+        let wanted = format!("/e2e/{}{wanted}", bundle.id);
+        if !text(&said).lines().all(|line| line.ends_with(&wanted)) {
+            bail!("{wanted} was expected: {}", text(&said));
+        }
+        Ok(())
+    };
+    entered("")?;
+    let own = Path::new("/sys/fs/cgroup/e2e").join(&bundle.id);
+    if own.join("cgroup.controllers").exists() {
+        let below = own.join("below");
+        fs::create_dir(&below)?;
+        fs::write(below.join("cgroup.procs"), bundle.pid()?.to_string())?;
+        fs::write(own.join("cgroup.subtree_control"), "+pids")?;
+        entered("/below")?;
+    }
+    bundle.end()
 }
 
 async fn what_it_does_not_do_is_refused_by_name_and_leaves_nothing(case: Case) -> Result<()> {

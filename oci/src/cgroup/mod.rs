@@ -68,6 +68,17 @@ pub fn fits(group: &Cgroup, resources: &Resources) -> Result<()> {
     if group.is_unified() { v2::fits(group.v2.as_deref(), &resources.memory) } else { Ok(()) }
 }
 
+/// The limits that a container is made under, where they let in fewer processes than take part in that: the others are its
+/// own once it is made.
+pub fn while_made(resources: &Resources) -> Option<Resources> {
+    /// The one that is started, the one that it starts in the namespaces, and a hook.
+    const MAKERS: i64 = 4;
+    resources.pids.limit.filter(|limit| (1..MAKERS).contains(limit))?;
+    let mut while_made = resources.clone();
+    while_made.pids.limit = Some(MAKERS);
+    Some(while_made)
+}
+
 /// Sets the limits that `resources` has.
 pub fn limit(group: &Cgroup, resources: &Resources) -> Result<()> {
     let unified = group.is_unified();

@@ -11,7 +11,7 @@ use mooring::{
     failpoint,
     nri::Event,
     process::Exited,
-    runtime::{Create, OciRuntime, RuntimeSettings, checkpoint::StreamFiles},
+    runtime::{Create, OciRuntime, checkpoint::StreamFiles},
 };
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -47,7 +47,10 @@ pub(super) async fn create(parties: &Parties, request: CreateRequest) -> Result<
     }
     let checkpoint = restore::checkpoint_of(&request)?;
     let _admitted = parties.pod.admit(&request.id)?;
-    expect_move(&request.runtime);
+    // The built-in runtime moves none; systemd does it for either.
+    if !request.runtime.is_builtin() || request.runtime.systemd_cgroup {
+        expect_move();
+    }
     let mut spec = spec::read(&request.bundle)?;
     // Somebody else's state of that name must not be taken for ours when something fails.
     if request.runtime.root.join(&request.id).exists() {
@@ -87,10 +90,9 @@ pub(super) async fn create(parties: &Parties, request: CreateRequest) -> Result<
 }
 
 /// Begins what the OCI runtime will have to wait for when it moves a process into the container's control group.
-pub(super) fn expect_move(runtime: &RuntimeSettings) {
-    let born_there = runtime.is_builtin();
-    tokio::task::spawn_blocking(move || {
-        if let Err(error) = cgroup::expect_move(born_there) {
+pub(super) fn expect_move() {
+    tokio::task::spawn_blocking(|| {
+        if let Err(error) = cgroup::expect_move() {
             log::debug!("begin a move between control groups: {error}");
         }
     });

@@ -94,8 +94,10 @@ impl Container {
         let added = Process::new(request.streams, Life::Added(Arc::new(process)), None);
         execs.insert(request.exec_id.clone(), Arc::new(added));
         publish::exec_added(&*parties.events, &self.id, &request.exec_id);
-        // Who adds one starts it next.
-        expect_move(&self.record.runtime);
+        // Who adds one starts it next. The built-in runtime moves none.
+        if !self.record.runtime.is_builtin() {
+            expect_move();
+        }
         Ok(())
     }
 
