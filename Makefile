@@ -100,7 +100,7 @@ test-unit: deps test-build
 	$(CARGO) test --workspace --all-features --locked --lib --bins
 
 # Some wait most of their time, for what hangs: they run beside the others, and are told at the end.
-WAITING := faults_stuck kubelet soak teardown_delete teardown_hung
+WAITING := faults_stuck soak teardown_delete teardown_hung
 PROGRAMS := $(notdir $(basename $(wildcard */tests/*.rs)))
 RUN_E2E = MOORING_SHIM=$(DEBUG)/$(SHIM) $(CARGO) test --workspace --all-features --locked --no-fail-fast
 test-e2e: deps test-build image
