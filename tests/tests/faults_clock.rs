@@ -88,15 +88,13 @@ async fn a_clock_that_jumps_in_a_stop_neither_ends_nor_delays_it(case: Case) -> 
 
 fn main() {
     let mut suite = Suite::begin(Settings::default());
-    for handler in [Handler::Runc, Handler::Mooring] {
+    for handler in Handler::ALL {
         let name = "a_clock_that_jumps_while_a_pod_lives_changes_nothing";
         suite.on_emulated(handler, name, a_clock_that_jumps_while_a_pod_lives_changes_nothing);
     }
     let name = "a_clock_that_jumps_in_a_stop_neither_ends_nor_delays_it";
-    suite.on_emulated(
-        Handler::Mooring,
-        name,
-        a_clock_that_jumps_in_a_stop_neither_ends_nor_delays_it,
-    );
+    for handler in [Handler::Mooring, Handler::Builtin] {
+        suite.on_emulated(handler, name, a_clock_that_jumps_in_a_stop_neither_ends_nor_delays_it);
+    }
     suite.run();
 }

@@ -8,16 +8,16 @@ use crate::cri::{ContainerSpec, Pod};
 use crate::suite::Handler;
 
 /// How many pods the statistics are of.
-const MANY: usize = 100;
+pub(super) const MANY: usize = 100;
 
 /// The time until the last one, which is the slowest, was done, and that of the one in the middle.
-struct Times {
+pub(super) struct Times {
     last: f64,
     middle: f64,
 }
 
 /// Does the same with all of them at once.
-async fn at_once<T, R, F>(all: Vec<T>, what: impl Fn(T) -> F) -> Result<(Vec<R>, Times)>
+pub(super) async fn at_once<T, R, F>(all: Vec<T>, what: impl Fn(T) -> F) -> Result<(Vec<R>, Times)>
 where
     R: Send + 'static,
     F: Future<Output = Result<R>> + Send + 'static,

@@ -6,6 +6,7 @@ mod calls;
 mod cost;
 mod crowd;
 mod floor;
+mod full;
 mod machine;
 pub mod processes;
 mod service;
@@ -52,11 +53,15 @@ pub enum Section {
     Execs,
     /// Sizes of the programs.
     Size,
+    /// What the runtime of a full node takes.
+    Node,
+    /// `delete` when all shims of a full node are killed at once.
+    Killed,
 }
 
 impl Section {
     /// All of them, in the order in which they are measured.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Calls,
         Self::Containers,
         Self::Pods,
@@ -68,7 +73,14 @@ impl Section {
         Self::Idle,
         Self::Execs,
         Self::Size,
+        Self::Node,
+        Self::Killed,
     ];
+
+    /// Whether it belongs to a run that is to take ten minutes.
+    pub fn is_usual(self) -> bool {
+        !matches!(self, Self::Node | Self::Killed)
+    }
 
     /// The word that chooses it.
     pub fn name(self) -> &'static str {
@@ -84,6 +96,8 @@ impl Section {
             Self::Idle => "idle",
             Self::Execs => "execs",
             Self::Size => "size",
+            Self::Node => "node",
+            Self::Killed => "killed",
         }
     }
 
@@ -101,6 +115,8 @@ impl Section {
             Self::Idle => "An idle pod with one container",
             Self::Execs => "Memory after many execs",
             Self::Size => "Programs",
+            Self::Node => "A full node: the runtime's processes together",
+            Self::Killed => "All shims of a full node killed at once",
         }
     }
 }
@@ -198,6 +214,8 @@ impl Bench {
             Section::Execs if self.plan.has(Section::Idle) => Ok(()),
             Section::Execs => self.execs().await,
             Section::Size => self.size(),
+            Section::Node => self.node().await,
+            Section::Killed => self.killed().await,
         }
     }
 }

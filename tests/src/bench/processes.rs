@@ -44,12 +44,21 @@ impl Before {
         Self(all_processes().into_iter().map(|one| (one.pid, one.started)).collect())
     }
 
+    fn come(&self) -> impl Iterator<Item = Process> {
+        let known =
+            |one: &Process| self.0.iter().any(|(pid, at)| *pid == one.pid && *at == one.started);
+        all_processes().into_iter().filter(move |one| !known(one))
+    }
+
+    /// All processes that have come since.
+    pub fn since(&self) -> Vec<i32> {
+        self.come().map(|one| one.pid).collect()
+    }
+
     /// The runtime's processes that have come since: not those of the containers, which sleep or read.
     pub fn own(&self) -> Result<Vec<i32>> {
-        let all = all_processes().into_iter();
-        let new =
-            all.filter(|one| !self.0.iter().any(|(pid, at)| *pid == one.pid && *at == one.started));
-        let own: Vec<i32> = new.filter(|one| !is_workload(one)).map(|one| one.pid).collect();
+        let own: Vec<i32> =
+            self.come().filter(|one| !is_workload(one)).map(|one| one.pid).collect();
         ensure!(!own.is_empty(), "no process of the runtime is there");
         Ok(own)
     }

@@ -35,7 +35,8 @@ pub struct Options {
     /// The handlers; ratios are to the first.
     #[arg(long, value_delimiter = ',', default_value = "runc,mooring,builtin", value_parser = crate::handler)]
     handlers: Vec<Handler>,
-    /// Parts of it, by default all: calls, containers, pods, host, service, streams, statistics, cpu, idle, execs, size.
+    /// Parts of it, by default all but the last two: calls, containers, pods, host, service, streams, statistics, cpu,
+    /// idle, execs, size, node, killed.
     #[arg(long, value_delimiter = ',', value_parser = section)]
     only: Vec<Section>,
     /// The containers of a pod share its PID namespace.
@@ -81,7 +82,7 @@ struct Run {
 
 impl Options {
     fn plan(&self) -> Plan {
-        let all = Section::ALL.to_vec();
+        let all = Section::ALL.into_iter().filter(|one| one.is_usual()).collect();
         Plan {
             handlers: self.handlers.clone(),
             sections: if self.only.is_empty() { all } else { self.only.clone() },
