@@ -5,24 +5,36 @@ use std::{
     io::{self, Write as _},
     os::fd::OwnedFd,
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use mooring::sys::watched;
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::{OFlags, fcntl_getfl, fcntl_setfl},
+};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    task::JoinHandle,
+    task::{AbortHandle, JoinHandle},
+    time::{Instant, sleep},
 };
 
 use super::super::Error;
 
+/// How long a client may take to open the fifo of an output that has ended.
+const LINGER: Duration = Duration::from_mins(1);
 /// What is carried at a time. The buffer lives only while there is something to carry.
 const CHUNK: usize = 8 << 10;
+
+/// What waits for clients that have not come yet.
+pub(super) type Lingering = Arc<Mutex<Vec<AbortHandle>>>;
 
 pub(super) enum Sink {
     /// A pipe, fifo or terminal. A terminal's is its source's as well.
     Descriptor(Arc<AsyncFd<OwnedFd>>),
+    /// A fifo that its client has not opened yet, with a reading end of ours.
+    Awaited { to: Arc<AsyncFd<OwnedFd>>, kept: OwnedFd, lingering: Lingering },
     /// A file, which is always ready, as slow as its disk is.
     File(Arc<File>),
     /// Nowhere: the source must be emptied all the same.
@@ -34,6 +46,16 @@ impl Sink {
         watched(descriptor, Interest::WRITABLE)
             .map(|watched| Self::Descriptor(Arc::new(watched)))
             .map_err(Error::at("watch", name))
+    }
+
+    /// The source has ended. Who opens a fifo for reading waits until somebody writes: were the last writing end closed
+    /// before the client has come, it would wait for ever for the end of what it would have to read.
+    fn end(self) {
+        if let Self::Awaited { to, kept, lingering } = self {
+            drop(kept);
+            let mut all = lingering.lock().unwrap_or_else(PoisonError::into_inner);
+            all.push(tokio::spawn(linger(to)).abort_handle());
+        }
     }
 
     async fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
@@ -48,7 +70,7 @@ impl Sink {
                 }
                 Ok(())
             }
-            Self::Descriptor(to) => {
+            Self::Descriptor(to) | Self::Awaited { to, .. } => {
                 while !bytes.is_empty() {
                     let mut ready = to.writable().await?;
                     match ready.try_io(|to| Ok(rustix::io::write(to.get_ref(), bytes)?)) {
@@ -70,7 +92,7 @@ pub(super) fn start(source: OwnedFd, mut sink: Sink, name: &Path) -> Result<Join
         rustix::fs::FileType::from_raw_mode(known.st_mode) == rustix::fs::FileType::RegularFile
     });
     if regular {
-        // A file as input: there is no readiness to wait for.
+        // A file as input: there is no readiness to wait for. What it goes to is the process's.
         return Ok(tokio::spawn(async move {
             let mut buffer = vec![0; CHUNK];
             while let Ok(count @ 1..) = rustix::io::read(&source, &mut buffer[..]) {
@@ -89,7 +111,26 @@ pub(super) fn carry_all(source: Arc<AsyncFd<OwnedFd>>, mut sink: Sink) -> JoinHa
     tokio::spawn(async move {
         // An error is the other side's end: a terminal that is hung up answers EIO.
         while let Ok(true) = carry(&source, &mut sink).await {}
+        sink.end();
     })
+}
+
+/// Keeps a fifo's writing end until there is a reader, or for [`LINGER`].
+async fn linger(to: Arc<AsyncFd<OwnedFd>>) {
+    let until = Instant::now() + LINGER;
+    let mut pause = Duration::from_millis(1);
+    while !has_reader(to.get_ref()) && Instant::now() < until {
+        // There is no event for it.
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// Whether somebody reads, or waits in opening for reading.
+fn has_reader(writer: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(writer, PollFlags::empty())];
+    let answered = poll(&mut asked, Some(&rustix::fs::Timespec::default()));
+    !(answered.is_ok() && asked.iter().any(|one| one.revents().contains(PollFlags::ERR)))
 }
 
 /// Waits until there is something and carries all of it. Answers false at the end.

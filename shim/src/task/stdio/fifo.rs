@@ -21,8 +21,9 @@ use rustix::{
 use super::super::Error;
 
 pub(super) enum Output {
-    /// A writing end, and a reading one that keeps a vanished client from ending the process.
-    Fifo { writer: OwnedFd, kept: OwnedFd },
+    /// A writing end, and a reading one that keeps a vanished client from ending the process. Whether the client had
+    /// opened it, or waits in its opening.
+    Fifo { writer: OwnedFd, kept: OwnedFd, met: bool },
     /// A file that is appended to.
     File(File),
 }
@@ -74,11 +75,14 @@ pub(super) fn output(path: &Path) -> Result<Output, Error> {
     if found.kind != FileType::Fifo {
         return found.appended().map(Output::File);
     }
+    // This fails where nobody reads. Where it does not it stays until there is another writer: the client, let in by it,
+    // would read an end.
+    let first = found.open(File::options().write(true).custom_flags(nix::libc::O_NONBLOCK));
     // Opened for both, a fifo never makes the opener wait, nor does it while this is open.
     let _both = found.open(File::options().read(true).write(true))?;
     let writer = found.open(File::options().write(true))?;
     let kept = found.open(File::options().read(true).custom_flags(nix::libc::O_NONBLOCK))?;
-    Ok(Output::Fifo { writer, kept })
+    Ok(Output::Fifo { writer, kept, met: first.is_ok() })
 }
 
 /// Opens the file of a `file://`, for appending; it and its parents are made. May sleep where the disk does.

@@ -35,11 +35,15 @@ use std::{
 
 use mooring::{process::Reaper, runtime, sys::watched};
 use rustix::fs::{Gid, Uid};
-use tokio::{io::Interest, task::JoinHandle, time::timeout};
+use tokio::{
+    io::Interest,
+    task::{AbortHandle, JoinHandle},
+    time::timeout,
+};
 
 use console::Console;
 pub(super) use console::Listener;
-use copy::Sink;
+use copy::{Lingering, Sink};
 use fifo::Output;
 use uri::Target;
 
@@ -86,6 +90,7 @@ pub(super) struct Io {
     stdin: Mutex<Option<OwnedFd>>,
     readers: Vec<OwnedFd>,
     copies: Vec<JoinHandle<()>>,
+    lingering: Lingering,
     logger: Option<binary::Logger>,
     console: Option<Console>,
 }
@@ -105,9 +110,30 @@ impl Io {
         *self.stdin.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
     }
 
-    /// Whether everything that the process has put out has been carried to where it goes.
+    /// Where a copy to a fifo goes.
+    fn fifo(
+        &mut self,
+        writer: OwnedFd,
+        kept: OwnedFd,
+        met: bool,
+        path: &Path,
+    ) -> Result<Sink, Error> {
+        copy::set_nonblocking(&writer, path)?;
+        if met {
+            self.readers.push(kept);
+            return Sink::descriptor(writer, path);
+        }
+        let to = watched(writer, Interest::WRITABLE).map_err(Error::at("watch", path))?;
+        let lingering = Arc::clone(&self.lingering);
+        Ok(Sink::Awaited { to: Arc::new(to), kept, lingering })
+    }
+
+    /// Whether everything that the process has put out has been carried to where it goes, and its client has come.
     pub(super) fn is_over(&self) -> bool {
-        self.logger.is_none() && self.copies.iter().all(JoinHandle::is_finished)
+        let lingering = self.lingering.lock().unwrap_or_else(PoisonError::into_inner);
+        self.logger.is_none()
+            && self.copies.iter().all(JoinHandle::is_finished)
+            && lingering.iter().all(AbortHandle::is_finished)
     }
 
     /// Waits for output that is on its way, then lets go of everything.
@@ -124,7 +150,7 @@ impl Io {
         if timeout(DRAIN, all).await.is_err() {
             log::warn!("output was still coming after {DRAIN:?}; it is cut off");
         }
-        stops.iter().for_each(tokio::task::AbortHandle::abort);
+        stops.iter().for_each(AbortHandle::abort);
         self.readers.clear();
         if let Some(logger) = self.logger.take() {
             logger.end().await;
@@ -137,6 +163,8 @@ impl Drop for Io {
         for copy in &self.copies {
             copy.abort();
         }
+        let lingering = self.lingering.lock().unwrap_or_else(PoisonError::into_inner);
+        lingering.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -202,14 +230,13 @@ async fn output(
         }
     };
     let sink = match output {
-        Output::Fifo { writer, kept } => {
+        Output::Fifo { writer, kept, met } => {
             give(&writer, owner)?;
-            io.readers.push(kept);
             if mode == Mode::Direct {
+                io.readers.push(kept);
                 return Ok(Some(writer));
             }
-            copy::set_nonblocking(&writer, &path)?;
-            Sink::descriptor(writer, &path)?
+            io.fifo(writer, kept, met, &path)?
         }
         Output::File(file) => Sink::File(Arc::new(file)),
     };
@@ -249,11 +276,7 @@ pub(super) async fn open_terminal(
         }
         Target::File(path) => Sink::File(Arc::new(file(path).await?)),
         Target::Fifo(path) => match fifo::output(&path)? {
-            Output::Fifo { writer, kept } => {
-                io.readers.push(kept);
-                copy::set_nonblocking(&writer, &path)?;
-                Sink::descriptor(writer, &path)?
-            }
+            Output::Fifo { writer, kept, met } => io.fifo(writer, kept, met, &path)?,
             Output::File(file) => Sink::File(Arc::new(file)),
         },
     };

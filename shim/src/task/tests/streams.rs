@@ -119,6 +119,42 @@ async fn what_an_exec_leaves_behind_does_not_hold_the_clients_output() {
     stage.assert_clean();
 }
 
+/// containerd opens the fifos beside the call, and an exec may be quicker.
+#[tokio::test]
+async fn a_client_that_opens_its_fifos_after_an_execs_end_reads_all_and_the_end() {
+    let stage = Stage::new("sleep 1000");
+    stage.run(Streams::default()).await;
+    for terminal in [false, true] {
+        let streams = Streams {
+            stdout: stage.fifo(&format!("out-{terminal}")),
+            stderr: stage.fifo(&format!("err-{terminal}")),
+            terminal,
+            ..Streams::default()
+        };
+        let exec = format!("quick-{terminal}");
+        stage.exec(&exec, "echo said", streams.clone()).await.unwrap();
+        stage.wait(&exec).await;
+        // The copy has ended as well, and another exec closes what is over of earlier ones.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let other = format!("other-{terminal}");
+        stage.exec(&other, "true", Streams::default()).await.unwrap();
+        stage.wait(&other).await;
+        // As Go opens it: for reading, which waits for a writer.
+        let read = tokio::task::spawn_blocking(move || fs::read_to_string(&streams.stdout));
+        let said = timeout(Duration::from_secs(10), read).await;
+        assert_eq!(said.expect("it never opens").unwrap().unwrap().trim_end(), "said");
+        // Deleted, nothing waits for the client of its errors, who never comes.
+        timeout(Duration::from_secs(5), stage.tasks.delete(stage.id.as_str(), &exec))
+            .await
+            .expect("the deletion waits for a client")
+            .unwrap();
+    }
+    stage.kill(9).await;
+    stage.wait("").await;
+    stage.delete().await;
+    stage.assert_clean();
+}
+
 /// A client that dies deletes nothing: containerd, in each of its restarts.
 #[tokio::test]
 async fn execs_that_nobody_deletes_keep_no_descriptors() {
@@ -138,13 +174,14 @@ async fn execs_that_nobody_deletes_keep_no_descriptors() {
     for number in 0..4 {
         let streams = streams(number);
         let mut client = OpenOptions::new().open_receiver(&streams.stdout).unwrap();
+        let errors = OpenOptions::new().open_receiver(&streams.stderr).unwrap();
         let exec = format!("exec-{number}");
         stage.exec(&exec, "echo said; exit 3", streams).await.unwrap();
         assert_eq!(stage.wait(&exec).await.status, 3);
         let mut said = [0; 4];
         timeout(Duration::from_secs(10), client.read_exact(&mut said)).await.unwrap().unwrap();
         assert_eq!(&said, b"said");
-        drop(client);
+        drop((client, errors));
         // The copy's own end comes a moment later.
         let closed = async {
             while !(1..=3).contains(&open()) {
