@@ -20,14 +20,16 @@ use crate::{
     error::{Code, Coded},
     id::Id,
     keeper::Preference,
+    mounts::unmount_all,
     network::{
         Operation,
         fake::{self, FakePlugins},
+        netns::{self, NetnsRecord},
     },
     options::{AnyValue, Options},
     process::Reaper,
     resources::Resource,
-    sys::{pin, survivor::Survivors},
+    sys::{mountinfo, pin, survivor::Survivors},
     teardown::journal,
 };
 
@@ -230,8 +232,36 @@ impl World {
     }
 }
 
+impl Drop for World {
+    fn drop(&mut self) {
+        // Of a test that failed.
+        let _ = netns::release(&NetnsRecord { path: self.netns() });
+        for entry in mountinfo::read().into_iter().flatten().rev() {
+            if entry.target.starts_with(self.folder.path()) {
+                let _ = unmount_all(&entry.target);
+            }
+        }
+    }
+}
+
 fn id(text: &str) -> Id {
     Id::new(text).unwrap()
+}
+
+#[tokio::test]
+async fn a_test_that_fails_leaves_nothing() {
+    for keeper in [Preference::Thread, Preference::Pinned] {
+        let world = World::kept_by(keeper, "failed");
+        world.sandbox.create(world.request()).await.unwrap();
+        world.sandbox.start().await.unwrap();
+        let (netns, folder) = (world.netns(), world.folder.path().to_owned());
+        assert!(netns.exists() && !world.left().is_empty());
+        drop(world);
+        let mounts = mountinfo::read().unwrap();
+        let ours = |at: &Path| at.starts_with(&folder) || at == netns;
+        assert!(!netns.exists() && !folder.exists());
+        assert!(!mounts.iter().any(|entry| ours(&entry.target)));
+    }
 }
 
 #[tokio::test]
@@ -410,15 +440,13 @@ async fn a_pod_of_the_nodes_processes_has_them_without_a_number() {
 /// The shim dies while its namespaces live on: they are what a recovery by the journal has to end.
 #[tokio::test]
 async fn pins_of_a_shim_that_is_gone_are_released_by_the_journal() {
-    let world = World::kept_by(Preference::Pinned, "gone");
+    let mut world = World::kept_by(Preference::Pinned, "gone");
     world.sandbox.create(world.request()).await.unwrap();
     world.sandbox.start().await.unwrap();
     let next = world.another(|options| options.keeper = Preference::Thread);
-    let World { folder, id, sandbox, containerd, plugins, tasks } = world;
-    drop(sandbox);
-    let pins = folder.path().join("run/unit").join(&id).join("ns");
+    drop(std::mem::replace(&mut world.sandbox, next));
+    let pins = world.folder.path().join("run/unit").join(&world.id).join("ns");
     assert!(pin::is_pinned(&pins.join("ipc")) && pin::is_pinned(&pins.join("uts")));
-    let world = World { folder, id, sandbox: next, containerd, plugins, tasks };
     world.sandbox.create(world.request()).await.unwrap();
     assert_eq!(world.left(), Vec::<String>::new());
     world.sandbox.shutdown().await.unwrap();
@@ -570,14 +598,12 @@ async fn a_stop_names_what_it_waits_for_and_the_next_one_goes_on() {
 
 #[tokio::test]
 async fn a_name_used_again_first_gives_back_what_an_unfinished_sandbox_held() {
-    let world = World::started("again").await;
+    let mut world = World::started("again").await;
     world.plugins.fail(Operation::Del, "bridge", &[fake::Fault::Missing]);
     world.sandbox.stop(None).await.unwrap_err();
     // The shim dies here, and another one is started for a new sandbox of that name.
     let next = world.another(|_| {});
-    let World { folder, id, sandbox, containerd, plugins, tasks } = world;
-    drop(sandbox);
-    let world = World { folder, id, sandbox: next, containerd, plugins, tasks };
+    drop(std::mem::replace(&mut world.sandbox, next));
     world.sandbox.create(world.request()).await.unwrap();
     assert_eq!(world.left(), Vec::<String>::new());
     world.sandbox.start().await.unwrap();
