@@ -47,7 +47,10 @@ pub fn kill_in_place(record: &Record) -> Result<Released, Error> {
 }
 
 fn kill(record: &Record) -> Result<(Released, Option<(i32, Pinned)>), Error> {
-    end_creation(record)?;
+    for (pid, program) in creation(record)? {
+        let failed = |source| Error::Process { id: record.id.to_string(), pid, source };
+        program.signal(Signal::KILL).map_err(failed)?;
+    }
     let criu = end_criu(record)?;
     let (init, group) = known(record)?;
     let mut found = Released::AlreadyGone;
@@ -78,7 +81,8 @@ fn kill(record: &Record) -> Result<(Released, Option<(i32, Pinned)>), Error> {
     Ok((found, held))
 }
 
-/// What of the container has not ended: its init, and what is in its groups. It may have to wait for the kernel.
+/// What of the container has not ended: its init, what is in its groups, and what is left of its creation. It may have to
+/// wait for the kernel.
 pub fn survivors(record: &Record) -> Survivors {
     // Unreadable, the runtime's state is no obstacle to saying what is known.
     let (init, group) = known(record).unwrap_or((record.init, record.cgroup.clone()));
@@ -88,6 +92,7 @@ pub fn survivors(record: &Record) -> Survivors {
     {
         pids.insert(pid);
     }
+    pids.extend(creation(record).unwrap_or_default().into_iter().map(|(pid, _)| pid));
     Survivors::among(pids)
 }
 
@@ -107,6 +112,7 @@ pub async fn release(
         return Ok(Released::AlreadyGone);
     }
     let id = || record.id.to_string();
+    end_creation(record, deadline).await?;
     let (mut found, held) = kill(record)?;
     if let Some((pid, pinned)) = held {
         match timeout_at(deadline, pinned.ended()).await {
@@ -162,16 +168,36 @@ pub async fn end(
     Ok(found)
 }
 
-/// Ends a creation that outlived its shim: the OCI runtime would go on to make what is being released, in groups that are
-/// gone and in a folder that nothing is mounted on any more. Blocks where there is one.
-fn end_creation(record: &Record) -> Result<(), Error> {
+/// What is left of a creation that failed or outlived its shim. The OCI runtime would go on to make what is being released,
+/// in groups that are gone and in a folder that nothing is mounted on any more.
+fn creation(record: &Record) -> Result<Vec<(i32, Pinned)>, Error> {
     let Some(Init { pid, start_time }) = record.shim.filter(|_| record.init.is_none()) else {
-        return Ok(());
+        return Ok(Vec::new());
     };
     let failed = |source| Error::Process { id: record.id.to_string(), pid, source };
-    if !is_alive(pid, start_time).map_err(failed)? {
-        let variable = format!("{CREATES}={}", record.id);
-        orphans::end(&variable, pid).map_err(failed)?;
+    // This shim releases what it has given up, another one that lives does so itself.
+    if pid.unsigned_abs() != std::process::id() && is_alive(pid, start_time).map_err(failed)? {
+        return Ok(Vec::new());
+    }
+    orphans::running(&format!("{CREATES}={}", record.id), pid).map_err(failed)
+}
+
+/// Kills it, and waits until it is gone.
+async fn end_creation(record: &Record, deadline: Instant) -> Result<(), Error> {
+    for _ in 0..orphans::PASSES {
+        let found = creation(record)?;
+        if found.is_empty() {
+            break;
+        }
+        for (pid, program) in found {
+            let failed = |source| Error::Process { id: record.id.to_string(), pid, source };
+            log::warn!("container {}: process {pid} goes on with its creation: killed", record.id);
+            program.signal(Signal::KILL).map_err(failed)?;
+            match timeout_at(deadline, program.ended()).await {
+                Ok(ended) => ended.map_err(failed)?,
+                Err(_) => return Err(alive(record).await),
+            }
+        }
     }
     Ok(())
 }

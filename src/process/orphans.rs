@@ -1,4 +1,4 @@
-//! Programs that outlived the shim that ran them: CNI plugins, criu.
+//! Programs that outlived the shim that ran them: CNI plugins, criu, an OCI runtime.
 //!
 //! A shim that is killed while a program works leaves it running. An ADD that goes on after its DEL would reserve an
 //! address for ever, and a restore would make a container that nobody knows, so whoever takes up the work ends what is
@@ -14,7 +14,7 @@ use crate::sys::identity::Pinned;
 /// How long a killed program may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// A program may start another while the list of processes is read; it cannot do so that often.
-const PASSES: usize = 8;
+pub const PASSES: usize = 8;
 
 /// Kills all programs that the shim `shim`, which is dead, has started with `variable` (`NAME=VALUE`) in their
 /// environment, with what they have started, and waits until they are gone. Answers how many there were; that it cannot
@@ -22,7 +22,7 @@ const PASSES: usize = 8;
 pub fn end(variable: &str, shim: i32) -> io::Result<usize> {
     let mut ended = 0;
     for _ in 0..PASSES {
-        let found = running_with(variable, shim)?;
+        let found = running(variable, shim)?;
         if found.is_empty() {
             break;
         }
@@ -36,7 +36,8 @@ pub fn end(variable: &str, shim: i32) -> io::Result<usize> {
     Ok(ended)
 }
 
-fn running_with(variable: &str, shim: i32) -> io::Result<Vec<(i32, Pinned)>> {
+/// The programs in the session of the shim `shim` that have `variable` (`NAME=VALUE`) in their environment.
+pub fn running(variable: &str, shim: i32) -> io::Result<Vec<(i32, Pinned)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
@@ -92,7 +93,7 @@ mod tests {
             // The shells need a moment to start their own children.
             (0..400).any(|_| {
                 std::thread::sleep(Duration::from_millis(5));
-                running_with(&of(id), shim.pid).unwrap().len() == count
+                running(&of(id), shim.pid).unwrap().len() == count
             })
         };
         assert!(there("orphans-1", 2) && there("orphans-12", 2));

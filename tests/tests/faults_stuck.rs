@@ -195,5 +195,6 @@ async fn what_cannot_be_killed_is_named_wherever_it_is_waited_for(case: Case) ->
 }
 
 suite!(Settings::default();
+    too: builtin;
     both: a_process_in_state_d_keeps_its_pod_and_no_other;
     mooring: what_cannot_be_killed_is_named_wherever_it_is_waited_for);

@@ -30,11 +30,16 @@ const CHUNK: usize = 8 << 10;
 /// What waits for clients that have not come yet.
 pub(super) type Lingering = Arc<Mutex<Vec<AbortHandle>>>;
 
+/// A fifo's client that has not opened it yet.
+pub(super) struct Awaited {
+    /// A reading end of ours.
+    pub(super) kept: OwnedFd,
+    pub(super) lingering: Lingering,
+}
+
 pub(super) enum Sink {
     /// A pipe, fifo or terminal. A terminal's is its source's as well.
-    Descriptor(Arc<AsyncFd<OwnedFd>>),
-    /// A fifo that its client has not opened yet, with a reading end of ours.
-    Awaited { to: Arc<AsyncFd<OwnedFd>>, kept: OwnedFd, lingering: Lingering },
+    Descriptor(Arc<AsyncFd<OwnedFd>>, Option<Awaited>),
     /// A file, which is always ready, as slow as its disk is.
     File(Arc<File>),
     /// Nowhere: the source must be emptied all the same.
@@ -42,16 +47,20 @@ pub(super) enum Sink {
 }
 
 impl Sink {
-    pub(super) fn descriptor(descriptor: OwnedFd, name: &Path) -> Result<Self, Error> {
+    pub(super) fn descriptor(
+        descriptor: OwnedFd,
+        awaited: Option<Awaited>,
+        name: &Path,
+    ) -> Result<Self, Error> {
         watched(descriptor, Interest::WRITABLE)
-            .map(|watched| Self::Descriptor(Arc::new(watched)))
+            .map(|watched| Self::Descriptor(Arc::new(watched), awaited))
             .map_err(Error::at("watch", name))
     }
 
     /// The source has ended. Who opens a fifo for reading waits until somebody writes: were the last writing end closed
     /// before the client has come, it would wait for ever for the end of what it would have to read.
     fn end(self) {
-        if let Self::Awaited { to, kept, lingering } = self {
+        if let Self::Descriptor(to, Some(Awaited { kept, lingering })) = self {
             drop(kept);
             let mut all = lingering.lock().unwrap_or_else(PoisonError::into_inner);
             all.push(tokio::spawn(linger(to)).abort_handle());
@@ -70,7 +79,7 @@ impl Sink {
                 }
                 Ok(())
             }
-            Self::Descriptor(to) | Self::Awaited { to, .. } => {
+            Self::Descriptor(to, _) => {
                 while !bytes.is_empty() {
                     let mut ready = to.writable().await?;
                     match ready.try_io(|to| Ok(rustix::io::write(to.get_ref(), bytes)?)) {

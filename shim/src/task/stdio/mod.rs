@@ -43,7 +43,7 @@ use tokio::{
 
 use console::Console;
 pub(super) use console::Listener;
-use copy::{Lingering, Sink};
+use copy::{Awaited, Lingering, Sink};
 use fifo::Output;
 use uri::Target;
 
@@ -119,13 +119,13 @@ impl Io {
         path: &Path,
     ) -> Result<Sink, Error> {
         copy::set_nonblocking(&writer, path)?;
-        if met {
+        let awaited = if met {
             self.readers.push(kept);
-            return Sink::descriptor(writer, path);
-        }
-        let to = watched(writer, Interest::WRITABLE).map_err(Error::at("watch", path))?;
-        let lingering = Arc::clone(&self.lingering);
-        Ok(Sink::Awaited { to: Arc::new(to), kept, lingering })
+            None
+        } else {
+            Some(Awaited { kept, lingering: Arc::clone(&self.lingering) })
+        };
+        Sink::descriptor(writer, awaited, path)
     }
 
     /// Whether everything that the process has put out has been carried to where it goes, and its client has come.
@@ -190,7 +190,7 @@ pub(super) async fn open(
                 let (read, write) = pipe(owner)?;
                 copy::set_nonblocking(&input, &path)?;
                 copy::set_nonblocking(&write, &path)?;
-                io.copies.push(copy::start(input, Sink::descriptor(write, &path)?, &path)?);
+                io.copies.push(copy::start(input, Sink::descriptor(write, None, &path)?, &path)?);
                 read
             }
         });
@@ -232,7 +232,8 @@ async fn output(
     let sink = match output {
         Output::Fifo { writer, kept, met } => {
             give(&writer, owner)?;
-            if mode == Mode::Direct {
+            // To a client that may come after the end of it all the output is carried.
+            if mode == Mode::Direct && met {
                 io.readers.push(kept);
                 return Ok(Some(writer));
             }
@@ -272,7 +273,7 @@ pub(super) async fn open_terminal(
                 Some(binary::Logger::start(&program, &out_read, &err_read, owner, reaper).await?);
             io.readers.push(out_read);
             copy::set_nonblocking(&out_write, terminal)?;
-            Sink::descriptor(out_write, terminal)?
+            Sink::descriptor(out_write, None, terminal)?
         }
         Target::File(path) => Sink::File(Arc::new(file(path).await?)),
         Target::Fifo(path) => match fifo::output(&path)? {
@@ -292,7 +293,7 @@ pub(super) async fn open_terminal(
     }
     copy::set_nonblocking(&input, &path)?;
     // Input never ends by itself, and nobody waits for it.
-    let typed = copy::start(input, Sink::Descriptor(Arc::clone(&master)), &path)?;
+    let typed = copy::start(input, Sink::Descriptor(Arc::clone(&master), None), &path)?;
     io.console = Some(Console::new(master, Some(typed)));
     Ok(io)
 }

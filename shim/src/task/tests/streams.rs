@@ -119,6 +119,24 @@ async fn what_an_exec_leaves_behind_does_not_hold_the_clients_output() {
     stage.assert_clean();
 }
 
+/// As Go opens it: for reading, which waits for a writer.
+async fn opened_late(path: String) -> String {
+    let read = tokio::task::spawn_blocking(move || fs::read_to_string(path));
+    timeout(Duration::from_secs(10), read).await.expect("it never opens").unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn a_client_that_opens_its_fifos_after_the_containers_end_reads_all_and_the_end() {
+    let stage = Stage::new("echo said");
+    let streams = Streams { stdout: stage.fifo("out"), ..Streams::default() };
+    stage.run(streams.clone()).await;
+    stage.wait("").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(opened_late(streams.stdout).await, "said\n");
+    stage.delete().await;
+    stage.assert_clean();
+}
+
 /// containerd opens the fifos beside the call, and an exec may be quicker.
 #[tokio::test]
 async fn a_client_that_opens_its_fifos_after_an_execs_end_reads_all_and_the_end() {
@@ -139,10 +157,7 @@ async fn a_client_that_opens_its_fifos_after_an_execs_end_reads_all_and_the_end(
         let other = format!("other-{terminal}");
         stage.exec(&other, "true", Streams::default()).await.unwrap();
         stage.wait(&other).await;
-        // As Go opens it: for reading, which waits for a writer.
-        let read = tokio::task::spawn_blocking(move || fs::read_to_string(&streams.stdout));
-        let said = timeout(Duration::from_secs(10), read).await;
-        assert_eq!(said.expect("it never opens").unwrap().unwrap().trim_end(), "said");
+        assert_eq!(opened_late(streams.stdout).await.trim_end(), "said");
         // Deleted, nothing waits for the client of its errors, who never comes.
         timeout(Duration::from_secs(5), stage.tasks.delete(stage.id.as_str(), &exec))
             .await
