@@ -28,32 +28,28 @@ pub fn fork(sibling: bool) -> io::Result<Fork> {
 
 /// Copies this process, which has one thread, into the group of v2 that `group` is open at.
 pub fn fork_into(group: BorrowedFd<'_>) -> io::Result<Fork> {
+    // libc's own is an int, which it does not fit into.
     const INTO_CGROUP: u64 = 1 << 33;
-    /// The kernel's `struct clone_args`.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Arguments {
-        flags: u64,
-        pidfd: u64,
-        child_tid: u64,
-        parent_tid: u64,
-        exit_signal: u64,
-        stack: u64,
-        stack_size: u64,
-        tls: u64,
-        set_tid: u64,
-        set_tid_size: u64,
-        cgroup: u64,
-    }
-    let arguments = Arguments {
+    let arguments = libc::clone_args {
         flags: INTO_CGROUP,
+        pidfd: 0,
+        child_tid: 0,
+        parent_tid: 0,
         exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
         cgroup: u64::from(group.as_raw_fd().unsigned_abs()),
-        ..Arguments::default()
     };
     // SAFETY: as in [`fork`]; the kernel reads a structure of the size that is told.
     let pid = answer(unsafe {
-        libc::syscall(libc::SYS_clone3, std::ptr::from_ref(&arguments), size_of::<Arguments>())
+        libc::syscall(
+            libc::SYS_clone3,
+            std::ptr::from_ref(&arguments),
+            size_of::<libc::clone_args>(),
+        )
     })?;
     Ok(if pid == 0 { Fork::Child } else { Fork::Parent(i32::try_from(pid).unwrap_or(i32::MAX)) })
 }

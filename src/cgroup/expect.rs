@@ -1,6 +1,6 @@
 //! The wait that moving a process to another control group costs, begun before it is moved.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::OnceLock};
 
 use super::{Error, Hierarchies};
 
@@ -16,7 +16,12 @@ use super::{Error, Hierarchies};
 /// # Errors
 /// The groups cannot be read, or the kernel refuses. Either costs the caller no more than time.
 pub fn expect_move() -> Result<(), Error> {
-    let hierarchies = Hierarchies::read()?;
+    /// Those of a machine do not change, and its mounts are many: every exec comes by here.
+    static KNOWN: OnceLock<Hierarchies> = OnceLock::new();
+    if KNOWN.get().is_none() {
+        let _ = KNOWN.set(Hierarchies::read()?);
+    }
+    let Some(hierarchies) = KNOWN.get() else { return Ok(()) };
     let own = Path::new("/proc/self/cgroup");
     let text = fs::read_to_string(own).map_err(Error::at("read", own))?;
     if let Some((hierarchy, path)) = hierarchies.groups(&text).next() {

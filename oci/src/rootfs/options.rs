@@ -1,27 +1,18 @@
 //! Mount options in fstab's words.
 
+pub use libc::{
+    MOUNT_ATTR__ATIME as ATIME, MOUNT_ATTR_IDMAP as IDMAP, MOUNT_ATTR_NOATIME as NOATIME,
+    MOUNT_ATTR_NODEV as NODEV, MOUNT_ATTR_NODIRATIME as NODIRATIME, MOUNT_ATTR_NOEXEC as NOEXEC,
+    MOUNT_ATTR_NOSUID as NOSUID, MOUNT_ATTR_NOSYMFOLLOW as NOSYMFOLLOW,
+    MOUNT_ATTR_RDONLY as RDONLY, MOUNT_ATTR_STRICTATIME as STRICTATIME, MS_PRIVATE as PRIVATE,
+    MS_SHARED as SHARED, MS_SLAVE as SLAVE, MS_UNBINDABLE as UNBINDABLE,
+};
+
 use crate::{
     error::{Error, Result},
     spec::Mount,
     sys::MountAttr,
 };
-
-/// Attributes of a mount, by the kernel's numbers.
-pub const RDONLY: u64 = 0x01;
-pub const NOSUID: u64 = 0x02;
-pub const NODEV: u64 = 0x04;
-pub const NOEXEC: u64 = 0x08;
-const ATIME: u64 = 0x70;
-const NOATIME: u64 = 0x10;
-const STRICTATIME: u64 = 0x20;
-const NODIRATIME: u64 = 0x80;
-pub const IDMAP: u64 = 0x0010_0000;
-const NOSYMFOLLOW: u64 = 0x0020_0000;
-
-pub const SHARED: u64 = 1 << 20;
-pub const SLAVE: u64 = 1 << 19;
-pub const PRIVATE: u64 = 1 << 18;
-pub const UNBINDABLE: u64 = 1 << 17;
 
 /// What the options of a mount ask for.
 #[derive(Debug, Default, PartialEq, Eq)]
