@@ -56,21 +56,22 @@ pub fn run(wish: &Wish) -> Result<()> {
         for _ in 0..wish.at_once {
             scope.spawn(|| {
                 while let Some(variant) = next() {
-                    let passed = timed(wish, variant, &all);
-                    if let (false, Ok(mut failed)) = (passed, failed.lock()) {
-                        failed.push(variant.name());
+                    let outcome = timed(wish, variant, &all);
+                    if let (Err(error), Ok(mut failed)) = (outcome, failed.lock()) {
+                        failed.push(format!("{}: {error:#}", variant.name()));
                     }
                 }
             });
         }
     });
     let failed = failed.into_inner().unwrap_or_default();
-    ensure!(failed.is_empty(), "failed on: {}", failed.join(", "));
+    // Once more what failed, for often only the end of a long log is seen.
+    ensure!(failed.is_empty(), "failed on {}", failed.join("\n"));
     Ok(())
 }
 
-/// Whether all went well on this machine; says so.
-fn timed(wish: &Wish, variant: Variant, all: &[PathBuf]) -> bool {
+/// Runs this machine, and says how all went.
+fn timed(wish: &Wish, variant: Variant, all: &[PathBuf]) -> Result<()> {
     // Not every test may have a whole machine with systemd to itself: there the choice is all.
     let choice = wish.core || variant == Variant::Systemd && wish.only.is_empty();
     let only = if choice { variant.core().join(",") } else { wish.only.clone() };
@@ -81,7 +82,7 @@ fn timed(wish: &Wish, variant: Variant, all: &[PathBuf]) -> bool {
         Ok(passed) => println!("vm {}: {passed} tests passed in {took} s", variant.name()),
         Err(error) => println!("vm {}: {error:#} (after {took} s)", variant.name()),
     }
-    outcome.is_ok()
+    outcome.map(drop)
 }
 
 fn one(wish: &Wish, variant: Variant, only: &str, all: &[PathBuf]) -> Result<u32> {
@@ -96,19 +97,20 @@ fn one(wish: &Wish, variant: Variant, only: &str, all: &[PathBuf]) -> Result<u32
     }
     ensure!(expected > 0, "no test matches {only:?}");
     println!("vm {}: {expected} tests of {} programs", variant.name(), chosen.len());
-    let folder = tempfile::Builder::new().prefix("mooring-vm-").tempdir_in("/var/tmp")?;
-    let deps = deps()?;
-    let disk = pack(wish, variant, only, &chosen, folder.path(), &deps).context("pack the disk")?;
-    let logs = wish.logs.as_deref().unwrap_or(folder.path());
-    fs::create_dir_all(logs).with_context(|| format!("make {}", logs.display()))?;
-    let log = logs.join(format!("{}.log", variant.name()));
-    let mut machine = boot(variant, &deps.join("vm"), &disk)?;
-    let watched = watch(variant, &mut machine, folder, &log, wish.limit);
-    let _ = machine.kill();
-    let _ = machine.wait();
-    let seen = watched?;
+    let mut seen = machine(wish, variant, only, &chosen)?;
+    if seen.is_lost() {
+        // Of an emulator or its kernel that ended amid the tests nothing is learned of these.
+        println!(
+            "vm {}: lost after {} tests, boots once more; its last words:\n{}",
+            variant.name(),
+            seen.passed,
+            seen.tail
+        );
+        seen = machine(wish, variant, only, &chosen)?;
+    }
     if seen.failed > 0 {
-        bail!("{} of {} tests failed", seen.failed, seen.passed + seen.failed);
+        let (failed, all) = (seen.failed, seen.passed + seen.failed);
+        bail!("{failed} of {all} tests failed:\n{}", seen.failures.join("\n"));
     }
     if seen.done.is_none() || seen.passed + seen.skipped < expected {
         bail!(
@@ -119,6 +121,21 @@ fn one(wish: &Wish, variant: Variant, only: &str, all: &[PathBuf]) -> Result<u32
     }
     ensure!(seen.passed > 0, "every test was skipped");
     Ok(seen.passed)
+}
+
+/// One life of a machine.
+fn machine(wish: &Wish, variant: Variant, only: &str, chosen: &[PathBuf]) -> Result<Seen> {
+    let folder = tempfile::Builder::new().prefix("mooring-vm-").tempdir_in("/var/tmp")?;
+    let deps = deps()?;
+    let disk = pack(wish, variant, only, chosen, folder.path(), &deps).context("pack the disk")?;
+    let logs = wish.logs.as_deref().unwrap_or(folder.path());
+    fs::create_dir_all(logs).with_context(|| format!("make {}", logs.display()))?;
+    let log = logs.join(format!("{}.log", variant.name()));
+    let mut machine = boot(variant, &deps.join("vm"), &disk)?;
+    let watched = watch(variant, &mut machine, folder, &log, wish.limit);
+    let _ = machine.kill();
+    let _ = machine.wait();
+    watched
 }
 
 /// The compiled test programs, by the selection that everything here is built with.
@@ -298,7 +315,18 @@ struct Seen {
     failed: u32,
     skipped: u32,
     done: Option<String>,
+    /// Which tests failed, and why.
+    failures: Vec<String>,
     tail: String,
+    /// It was given up, and did not end.
+    given_up: bool,
+}
+
+impl Seen {
+    /// Whether it ended before the tests had, without a reason of theirs.
+    fn is_lost(&self) -> bool {
+        self.failed == 0 && self.done.is_none() && !self.given_up
+    }
 }
 
 /// Passes on what the machine says. Its folder goes as soon as it has spoken, for then its files are open: so they stay
@@ -318,8 +346,12 @@ fn watch(
     loop {
         let text = match lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(text) => text,
-            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Disconnected) => {
+                tail.push_back(format!("(the emulator's {})", machine.wait()?));
+                break;
+            }
             Err(RecvTimeoutError::Timeout) => {
+                seen.given_up = true;
                 tail.push_back(format!("(given up after {} s)", limit.as_secs()));
                 break;
             }
@@ -328,7 +360,10 @@ fn watch(
         writeln!(log, "{text}")?;
         match text.split(' ').next().unwrap_or_default() {
             line::PASS => seen.passed += 1,
-            line::FAIL => seen.failed += 1,
+            line::FAIL => {
+                seen.failed += 1;
+                seen.failures.push(text.clone());
+            }
             line::SKIP => seen.skipped += 1,
             line::DONE => seen.done = Some(text.clone()),
             line::NOTE => {}
@@ -342,6 +377,9 @@ fn watch(
             }
         }
         if text.starts_with(line::WHY) {
+            if seen.failures.len() < TAIL {
+                seen.failures.push(text.clone());
+            }
             println!("{}{text}", variant.name());
         } else {
             println!("{text}");
