@@ -5,7 +5,7 @@ use std::{fs, io};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::{
-    error::{Doing, Error, Result},
+    error::{Doing, Result},
     spec::Capabilities,
 };
 
@@ -64,29 +64,42 @@ pub struct Sets {
     pub ambient: u64,
 }
 
-/// One capability's bit.
-pub fn bit(name: &str) -> Result<u64> {
+/// One capability's bit, if there is such a capability.
+fn bit(name: &str) -> Option<u64> {
     let plain = name.strip_prefix("CAP_").unwrap_or(name);
-    let number = NAMES.iter().position(|known| known.eq_ignore_ascii_case(plain));
-    number.map(|at| 1 << at).ok_or_else(|| Error::invalid(format!("unknown capability {name:?}")))
+    NAMES.iter().position(|known| known.eq_ignore_ascii_case(plain)).map(|at| 1 << at)
 }
 
-fn bits(names: &[String]) -> Result<u64> {
-    names.iter().try_fold(0, |all, name| Ok(all | bit(name)?))
+/// What is not known is a right that nobody has: a newer kernel's, or a slip of the pen.
+fn bits(names: &[String]) -> u64 {
+    names.iter().filter_map(|name| bit(name)).fold(0, |all, one| all | one)
+}
+
+/// Those that are asked for and cannot be had, by name: unknown ones, and ambient ones that are not permitted and
+/// inheritable.
+pub fn ignored(given: &Capabilities) -> Vec<String> {
+    let all = [&given.bounding, &given.effective, &given.inheritable, &given.permitted];
+    let carried = bits(&given.permitted) & bits(&given.inheritable);
+    let unknown = all.into_iter().flatten().filter(|name| bit(name).is_none());
+    let ambient =
+        given.ambient.iter().filter(|name| bit(name).is_none_or(|bit| bit & carried == 0));
+    let mut names: Vec<String> = unknown.chain(ambient).cloned().collect();
+    names.sort();
+    names.dedup();
+    names
 }
 
 impl Sets {
     /// The sets of a specification; one without them has none.
-    pub fn of(given: Option<&Capabilities>) -> Result<Self> {
-        let Some(given) = given else { return Ok(Self::default()) };
-        let sets = Self {
-            bounding: bits(&given.bounding)?,
-            effective: bits(&given.effective)?,
-            inheritable: bits(&given.inheritable)?,
-            permitted: bits(&given.permitted)?,
-            ambient: bits(&given.ambient)?,
-        };
-        Ok(sets)
+    pub fn of(given: Option<&Capabilities>) -> Self {
+        let Some(given) = given else { return Self::default() };
+        Self {
+            bounding: bits(&given.bounding),
+            effective: bits(&given.effective),
+            inheritable: bits(&given.inheritable),
+            permitted: bits(&given.permitted),
+            ambient: bits(&given.ambient),
+        }
     }
 
     /// Without what cannot be had here: a capability that a newer kernel has, or that this runtime itself lacks.
@@ -136,21 +149,26 @@ pub fn bound(bounding: u64, available: u64) -> Result<()> {
     Ok(())
 }
 
-/// Takes on the other four sets.
-pub fn take_on(sets: Sets) -> Result<()> {
-    let set = |bits| CapabilitySet::from_bits_retain(bits);
-    let three = CapabilitySets {
-        effective: set(sets.effective),
-        permitted: set(sets.permitted),
-        inheritable: set(sets.inheritable),
-    };
-    rustix::thread::set_capabilities(None, three).doing("set the capabilities")?;
+/// Takes on the other four sets, with `kept` permitted besides.
+pub fn take_on(sets: Sets, kept: u64) -> Result<()> {
+    set(sets, kept, 0)?;
     rustix::thread::clear_ambient_capability_set().doing("clear the ambient capabilities")?;
     for number in (0..64).filter(|number| sets.ambient & (1 << number) != 0) {
-        rustix::thread::configure_capability_in_ambient_set(set(1 << number), true)
+        let one = CapabilitySet::from_bits_retain(1 << number);
+        rustix::thread::configure_capability_in_ambient_set(one, true)
             .doing("set an ambient capability")?;
     }
     Ok(())
+}
+
+/// Sets the first three, with those of `kept` permitted besides, and those of `used` effective.
+pub fn set(sets: Sets, kept: u64, used: u64) -> Result<()> {
+    let three = CapabilitySets {
+        effective: CapabilitySet::from_bits_retain(sets.effective | used),
+        permitted: CapabilitySet::from_bits_retain(sets.permitted | kept),
+        inheritable: CapabilitySet::from_bits_retain(sets.inheritable),
+    };
+    rustix::thread::set_capabilities(None, three).doing("set the capabilities")
 }
 
 #[cfg(test)]
@@ -158,10 +176,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_bits_and_an_unknown_one_is_refused() {
-        assert_eq!(bit("CAP_CHOWN").unwrap(), 1);
-        assert_eq!(bit("CAP_CHECKPOINT_RESTORE").unwrap(), 1 << 40);
-        assert!(bit("CAP_FLY").unwrap_err().to_string().contains("CAP_FLY"));
+    fn names_are_bits_and_an_unknown_one_is_told() {
+        assert_eq!(bit("CAP_CHOWN"), Some(1));
+        assert_eq!(bit("CAP_CHECKPOINT_RESTORE"), Some(1 << 40));
+        let text = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+        let given = Capabilities {
+            permitted: text(&["CAP_FLY", "CAP_KILL", "CAP_CHOWN"]),
+            inheritable: text(&["CAP_KILL"]),
+            ambient: text(&["CAP_KILL", "CAP_CHOWN", "CAP_SING"]),
+            ..Capabilities::default()
+        };
+        assert_eq!(ignored(&given), ["CAP_CHOWN", "CAP_FLY", "CAP_SING"]);
+        assert_eq!(Sets::of(Some(&given)).permitted, 1 | 1 << 5);
         assert_eq!(names(1 | 1 << 21), ["CAP_CHOWN", "CAP_SYS_ADMIN"]);
     }
 
@@ -174,7 +200,7 @@ mod tests {
             ambient: text("CAP_KILL"),
             ..Capabilities::default()
         };
-        let sets = Sets::of(Some(&given)).unwrap().within(u64::MAX);
+        let sets = Sets::of(Some(&given)).within(u64::MAX);
         assert_eq!((sets.effective, sets.ambient, sets.permitted), (0, 0, 1 << 5));
     }
 }

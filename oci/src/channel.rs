@@ -16,6 +16,8 @@ const MOST: usize = 8 << 10;
 pub enum Message {
     /// A user namespace is there, and wants its mappings.
     Map,
+    /// A time namespace is there, and wants its offsets.
+    Offsets,
     /// The container's process is this one.
     Born(i32),
     /// The namespaces are there: the hooks of this moment may run.
@@ -33,6 +35,7 @@ impl Message {
     fn text(&self) -> String {
         match self {
             Self::Map => "map".into(),
+            Self::Offsets => "offsets".into(),
             Self::Born(pid) => format!("born {pid}"),
             Self::Hooks => "hooks".into(),
             Self::Limits => "limits".into(),
@@ -46,6 +49,7 @@ impl Message {
         let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
         Some(match word {
             "map" => Self::Map,
+            "offsets" => Self::Offsets,
             "born" => Self::Born(rest.parse().ok()?),
             "hooks" => Self::Hooks,
             "limits" => Self::Limits,
@@ -74,6 +78,13 @@ impl End {
         let cut = text.floor_char_boundary(MOST.min(text.len()));
         let bytes = text.as_bytes().get(..cut).unwrap_or_default();
         send(&self.0, bytes, SendFlags::NOSIGNAL).doing("tell the caller").map(drop)
+    }
+
+    /// Tells [`Message::Ready`], by the plainest of calls: the container's own filter may be in force.
+    pub fn tell_ready(&self) -> Result<()> {
+        rustix::io::write(&self.0, Message::Ready.text().as_bytes())
+            .doing("tell the caller")
+            .map(drop)
     }
 
     /// The next message; `None` when the other end is closed.

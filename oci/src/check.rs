@@ -3,7 +3,6 @@
 use std::path::{Component, Path};
 
 use crate::{
-    capabilities::Sets,
     error::{Error, Result},
     namespaces::Namespaces,
     process,
@@ -54,7 +53,6 @@ pub fn process(process: &Process) -> Result<()> {
     for limit in &process.rlimits {
         crate::limits::number(&limit.kind)?;
     }
-    Sets::of(process.capabilities.as_ref())?;
     process::check_labels(process)?;
     process::check_scheduling(process)
 }
@@ -200,7 +198,6 @@ mod tests {
             ("/process/rlimits", json!([{"type": "RLIMIT_X", "hard": 1, "soft": 1}]), "RLIMIT_X"),
             ("/process/scheduler", json!({"policy": "SCHED_X"}), "SCHED_X"),
             ("/process/ioPriority", json!({"class": "X", "priority": 1}), "ioPriority"),
-            ("/process/capabilities", json!({"bounding": ["CAP_X"]}), "CAP_X"),
             ("/ociVersion", json!("2.0.0"), "ociVersion"),
             ("/process/args", json!([]), "process.args"),
             ("/process/cwd", json!("tmp"), "process.cwd"),

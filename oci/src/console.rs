@@ -63,15 +63,23 @@ pub fn make(root: BorrowedFd<'_>, socket: &OwnedFd, size: Option<ConsoleSize>) -
     Ok(peer)
 }
 
+const CONSOLE: &str = "/dev/console";
+
+/// Makes the file that the terminal will be mounted on.
+pub fn place(root: BorrowedFd<'_>) -> Result<()> {
+    let path = Path::new(CONSOLE);
+    if rooted::find(root, path, true)?.is_none() {
+        drop(rooted::file(root, path)?);
+    }
+    Ok(())
+}
+
 /// Has the container find its terminal at /dev/console.
 pub fn mount(root: BorrowedFd<'_>, peer: &OwnedFd) -> Result<()> {
     use rustix::mount::{MoveMountFlags, OpenTreeFlags};
     let what = "mount the terminal at /dev/console";
-    let path = Path::new("/dev/console");
-    if rooted::find(root, path, true)?.is_none() {
-        drop(rooted::file(root, path)?);
-    }
-    let target = rooted::find(root, path, true)?.ok_or_else(|| Error::invalid(what))?;
+    let target =
+        rooted::find(root, Path::new(CONSOLE), true)?.ok_or_else(|| Error::invalid(what))?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;

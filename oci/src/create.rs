@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::{
     args::{Global, Local},
+    capabilities,
     cgroup::{self, Entrance},
     channel::{self, End, Message},
     check, console,
@@ -73,6 +74,7 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
     if process.terminal && local.console_socket.is_none() {
         return Err(Error::invalid("process.terminal without --console-socket"));
     }
+    warn_of_capabilities(process, log);
     let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let (scope, group) = group_of(global.systemd_cgroup, &spec, id)?;
     let mut undo = Undo { folder: None, group: None, scope: None, children: Vec::new() };
@@ -100,6 +102,7 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
 
     let mut state = described(id, &spec, process, &group, &bundle, &prepared.root_path);
     state.config.cgroups.systemd = scope.is_some();
+    state.mooring.ends_whole = namespaces.makes(libc::CLONE_NEWPID);
     state.mooring.scope = scope.as_ref().map(|scope| scope.unit().to_owned());
     let told = state.told("creating");
     let (ours, theirs) = channel::pair()?;
@@ -110,7 +113,6 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
             let birth = Birth {
                 spec: &spec,
                 namespaces: &namespaces,
-                entrance: &entrance,
                 channel: &theirs,
                 console: console.as_ref(),
                 filter: filter.as_ref(),
@@ -128,7 +130,7 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
                 mapped: namespaces.has(libc::CLONE_NEWUSER),
                 label: Some(spec.linux.mount_label.as_str()).filter(|label| !label.is_empty()),
             };
-            init::bear(&birth, &mut making)
+            init::bear(&birth, entrance, &mut making)
         }
         Fork::Parent(pid) => pid,
     };
@@ -164,6 +166,14 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
     undo.scope = None;
     undo.folder = None;
     Ok(())
+}
+
+/// Rights that are asked for and cannot be had are no reason not to run.
+pub fn warn_of_capabilities(process: &Process, log: &Log) {
+    let ignored = process.capabilities.as_ref().map(capabilities::ignored).unwrap_or_default();
+    if !ignored.is_empty() {
+        log.warn(&format!("ignored capabilities: {}", ignored.join(", ")));
+    }
 }
 
 /// The container's group, and systemd's unit where it is to make that.
@@ -205,6 +215,8 @@ fn described(
             scope: None,
             annotations: spec.annotations.clone(),
             process: process.clone(),
+            personality: spec.linux.personality.clone(),
+            ends_whole: false,
         },
     }
 }
@@ -226,6 +238,10 @@ fn attend(
                 rootfs::write_mappings(child, &linux.uid_mappings, &linux.gid_mappings)?;
                 channel.answer()?;
             }
+            Some(Message::Offsets) => {
+                rootfs::write_offsets(child, &spec.linux.time_offsets)?;
+                channel.answer()?;
+            }
             Some(Message::Born(pid)) => {
                 born = Some(pid);
                 children.push(pid);
@@ -237,8 +253,8 @@ fn attend(
             Some(Message::Hooks) => {
                 let told: Value = state.told("creating");
                 let all = spec.hooks.clone().unwrap_or_default();
-                hooks::run("prestart", &all.prestart, &told)?;
-                hooks::run("createRuntime", &all.create_runtime, &told)?;
+                hooks::run("prestart", &all.prestart, &told, &[])?;
+                hooks::run("createRuntime", &all.create_runtime, &told, &[])?;
                 channel.answer()?;
             }
             Some(Message::Limits) => {

@@ -10,19 +10,19 @@ use crate::{
     cgroup::Entrance,
     channel::{self, End, Message},
     check, console,
-    create::write_pid,
+    create::{warn_of_capabilities, write_pid},
     error::{Doing, Error, Result},
-    limits, load,
+    limits,
     log::Log,
     namespaces,
     process::{self, Finish},
-    spec::Process,
+    spec::{Capabilities, Process},
     state::{Folder, State, Status},
     sys::{self, Fork},
 };
 
-/// Answers the status to exit with.
-pub fn run(root: &Path, local: &Local, log: &Log) -> Result<i32> {
+/// Runs `given`, or what the arguments say. Answers the status to exit with.
+pub fn run(root: &Path, local: &Local, given: Option<Process>, log: &Log) -> Result<i32> {
     let id = local.id()?;
     let folder = Folder::of(root, id);
     let state = folder.load()?;
@@ -31,8 +31,9 @@ pub fn run(root: &Path, local: &Local, log: &Log) -> Result<i32> {
         Status::Paused => return Err(Error::invalid("cannot exec in a paused container")),
         Status::Stopped => return Err(Error::invalid("cannot exec in a stopped container")),
     }
-    let process = wanted(local, &state)?;
+    let process = wanted(given, local, &state)?;
     check::process(&process)?;
+    warn_of_capabilities(&process, log);
     if process.terminal && local.console_socket.is_none() {
         return Err(Error::invalid("process.terminal without --console-socket"));
     }
@@ -59,13 +60,13 @@ pub fn run(root: &Path, local: &Local, log: &Log) -> Result<i32> {
             let finish = Finish {
                 process: &process,
                 filter: filter.as_ref(),
-                personality: None,
+                personality: state.mooring.personality.as_ref(),
                 keyring,
                 preserve_fds: local.preserve_fds,
                 proc: &proc,
                 channel: &theirs,
             };
-            join(held.as_fd(), flags, &entrance, console.as_ref(), &finish)
+            join(held.as_fd(), flags, entrance, console.as_ref(), &finish)
         }
         Fork::Parent(pid) => pid,
     };
@@ -109,10 +110,10 @@ impl Drop for Children {
 }
 
 /// The process of the file, or the container's own with other arguments; what it does not say is as the container's.
-fn wanted(local: &Local, state: &State) -> Result<Process> {
+fn wanted(given: Option<Process>, local: &Local, state: &State) -> Result<Process> {
     let own = &state.mooring.process;
-    let mut process = match &local.process {
-        Some(path) => load::process(path)?,
+    let mut process = match given {
+        Some(process) => process,
         None => Process {
             args: local.rest.get(1..).unwrap_or_default().to_vec(),
             terminal: local.tty,
@@ -124,6 +125,29 @@ fn wanted(local: &Local, state: &State) -> Result<Process> {
         process.cwd.clone_from(cwd);
     }
     process.env.extend(local.env.iter().cloned());
+    if let Some(user) = &local.user {
+        let number = |text: &str| {
+            text.parse::<u32>().map_err(|_| Error::invalid(format!("--user {user:?} is no number")))
+        };
+        let (uid, gid) = user.split_once(':').unwrap_or((user, "0"));
+        process.user.uid = number(uid)?;
+        process.user.gid = number(gid)?;
+    }
+    for text in local.groups.iter().flat_map(|one| one.split(',')) {
+        let group = text.parse();
+        let group = group.map_err(|_| Error::invalid(format!("--additional-gids {text:?}")))?;
+        process.user.additional_gids.push(group);
+    }
+    if !local.capabilities.is_empty() {
+        let sets = process.capabilities.get_or_insert_with(Capabilities::default);
+        for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted] {
+            set.extend(local.capabilities.iter().cloned());
+        }
+        if !sets.inheritable.is_empty() {
+            sets.ambient.extend(local.capabilities.iter().cloned());
+        }
+    }
+    process.no_new_privileges |= local.no_new_privileges;
     if process.capabilities.is_none() {
         process.capabilities.clone_from(&own.capabilities);
     }
@@ -163,7 +187,7 @@ fn fork_in(group: &Cgroup, init: i32) -> Result<(Entrance, Fork)> {
 fn join(
     held: std::os::fd::BorrowedFd<'_>,
     flags: i32,
-    entrance: &Entrance,
+    entrance: Entrance,
     console: Option<&std::os::fd::OwnedFd>,
     finish: &Finish<'_>,
 ) -> ! {
@@ -211,11 +235,11 @@ fn become_it(console: Option<&std::os::fd::OwnedFd>, finish: &Finish<'_>) -> Err
             console::take(peer)?;
         }
         let ready = process::finish(finish)?;
-        rustix::process::set_parent_process_death_signal(None).doing("outlive the caller")?;
+        process::confine(finish)?;
         Ok(ready)
     })();
     match ready {
-        Ok(ready) => ready.run(finish),
+        Ok(ready) => ready.run(),
         Err(error) => error,
     }
 }

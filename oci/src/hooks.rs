@@ -1,13 +1,17 @@
 //! Hooks: programs that the specification wants run at certain moments, told of the container on their standard input.
 
 use std::{
-    io::Write,
+    fs::File,
+    io::{Read, Seek, SeekFrom, Write},
     os::unix::process::CommandExt,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::{
+    fs::MemfdFlags,
+    process::{Pid, PidfdFlags, pidfd_open},
+};
 use serde_json::Value;
 
 use crate::{
@@ -15,31 +19,52 @@ use crate::{
     spec::Hook,
 };
 
-/// Runs them one after another; the first that fails is the last.
-pub fn run(moment: &str, hooks: &[Hook], state: &Value) -> Result<()> {
+/// Runs them one after another; the first that fails is the last. One that names no environment has `environment`.
+pub fn run(moment: &str, hooks: &[Hook], state: &Value, environment: &[String]) -> Result<()> {
     for hook in hooks {
-        run_one(moment, hook, state)?;
+        run_one(moment, hook, state, environment)?;
     }
     Ok(())
 }
 
-fn run_one(moment: &str, hook: &Hook, state: &Value) -> Result<()> {
+/// A file in memory that holds `text`: who does not read it, or only later, keeps nobody waiting.
+fn holding(text: &str) -> std::io::Result<File> {
+    let mut file = File::from(rustix::fs::memfd_create("hook", MemfdFlags::CLOEXEC)?);
+    file.write_all(text.as_bytes())?;
+    file.rewind()?;
+    Ok(file)
+}
+
+/// The end of what was written to `file`.
+fn complaint(mut file: File) -> String {
+    const MOST: u64 = 1024;
+    let length = file.metadata().map_or(0, |about| about.len());
+    let mut bytes = Vec::new();
+    let read = file
+        .seek(SeekFrom::Start(length.saturating_sub(MOST)))
+        .and_then(|_| file.take(MOST).read_to_end(&mut bytes));
+    let text = String::from_utf8_lossy(&bytes);
+    match read {
+        Ok(_) if !text.trim().is_empty() => format!(": {}", text.trim()),
+        _ => String::new(),
+    }
+}
+
+fn run_one(moment: &str, hook: &Hook, state: &Value, environment: &[String]) -> Result<()> {
     let what = format!("{moment} hook {}", hook.path.display());
     let mut command = Command::new(&hook.path);
     if let Some((name, rest)) = hook.args.split_first() {
         command.arg0(name).args(rest);
     }
     command.env_clear();
-    for one in &hook.env {
+    for one in if hook.env.is_empty() { environment } else { &hook.env } {
         let (name, value) = one.split_once('=').unwrap_or((one, ""));
         command.env(name, value);
     }
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let said = holding("").doing(&what)?;
+    command.stdin(holding(&state.to_string()).doing(&what)?);
+    command.stdout(Stdio::null()).stderr(said.try_clone().doing(&what)?);
     let mut child = command.spawn().doing(&what)?;
-    if let Some(mut input) = child.stdin.take() {
-        // One that does not read has no need to.
-        let _ = input.write_all(state.to_string().as_bytes());
-    }
     if let Some(seconds) = hook.timeout.filter(|seconds| *seconds > 0) {
         let pid = i32::try_from(child.id()).unwrap_or_default();
         if !ends_in(pid, Duration::from_secs(seconds)).doing(&what)? {
@@ -49,7 +74,11 @@ fn run_one(moment: &str, hook: &Hook, state: &Value) -> Result<()> {
         }
     }
     let status = child.wait().doing(&what)?;
-    if status.success() { Ok(()) } else { Err(Error::invalid(format!("{what}: {status}"))) }
+    if status.success() {
+        Ok(())
+    } else {
+        Err(Error::invalid(format!("{what}: {status}{}", complaint(said))))
+    }
 }
 
 fn ends_in(pid: i32, limit: Duration) -> std::io::Result<bool> {
@@ -88,16 +117,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("told");
         let script = format!("/bin/cat > {}; test $A = b", file.display());
-        run("poststart", &[hook(&script, Some(60))], &json!({"id": "x"})).unwrap();
+        run("poststart", &[hook(&script, Some(60))], &json!({"id": "x"}), &[]).unwrap();
         assert_eq!(std::fs::read_to_string(file).unwrap(), r#"{"id":"x"}"#);
     }
 
     #[test]
     fn one_that_fails_or_does_not_end_is_named() {
-        let error = run("prestart", &[hook("exit 3", None)], &json!({})).unwrap_err().to_string();
-        assert!(error.contains("prestart hook /bin/sh") && error.contains('3'), "{error}");
+        let failing = [hook("echo why >&2; exit 3", None)];
+        let error = run("prestart", &failing, &json!({}), &[]).unwrap_err().to_string();
+        assert_eq!(error, "prestart hook /bin/sh: exit status: 3: why");
         let slow = [hook("exec /bin/sleep 100", Some(1))];
-        let error = run("prestart", &slow, &json!({})).unwrap_err().to_string();
+        let error = run("prestart", &slow, &json!({}), &[]).unwrap_err().to_string();
         assert!(error.contains("did not end within 1 s"), "{error}");
     }
 }

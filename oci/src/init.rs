@@ -26,7 +26,6 @@ use crate::{
 pub struct Birth<'a> {
     pub spec: &'a Spec,
     pub namespaces: &'a Namespaces,
-    pub entrance: &'a Entrance,
     pub channel: &'a End,
     pub console: Option<&'a OwnedFd>,
     pub filter: Option<&'a Filter>,
@@ -40,8 +39,8 @@ pub struct Birth<'a> {
 }
 
 /// Makes the namespaces, and the process that is the first in them. Runs in a copy of the caller, which ends here.
-pub fn bear(birth: &Birth<'_>, making: &mut Making<'_>) -> ! {
-    let born = enter(birth).and_then(|()| {
+pub fn bear(birth: &Birth<'_>, entrance: Entrance, making: &mut Making<'_>) -> ! {
+    let born = enter(birth, entrance).and_then(|()| {
         // Namespaces of pids and of time are those of children.
         sys::fork(true).doing("start the container's process")
     });
@@ -68,9 +67,9 @@ fn die_with_the_caller() -> Result<()> {
         .doing("be killed with the caller")
 }
 
-fn enter(birth: &Birth<'_>) -> Result<()> {
+fn enter(birth: &Birth<'_>, entrance: Entrance) -> Result<()> {
     die_with_the_caller()?;
-    birth.entrance.enter()?;
+    entrance.enter()?;
     // The caller says first how likely this process is killed.
     birth.channel.wait()?;
     let namespaces = birth.namespaces;
@@ -85,14 +84,8 @@ fn enter(birth: &Birth<'_>) -> Result<()> {
     }
     let others = namespaces.new & !libc::CLONE_NEWUSER;
     sys::unshare(others).doing("make the container's namespaces")?;
-    if namespaces.makes(libc::CLONE_NEWTIME) {
-        let offsets = birth.spec.linux.time_offsets.iter();
-        let lines = offsets.map(|(clock, at)| format!("{clock} {} {}\n", at.secs, at.nanosecs));
-        let path = "/proc/self/timens_offsets";
-        let text: String = lines.collect();
-        if !text.is_empty() {
-            std::fs::write(path, text).doing_at("write", path)?;
-        }
+    if !birth.spec.linux.time_offsets.is_empty() {
+        birth.channel.ask(&Message::Offsets)?;
     }
     Ok(())
 }
@@ -134,7 +127,7 @@ fn prepare(birth: &Birth<'_>, making: &mut Making<'_>) -> Result<Never> {
     let root = rootfs::make(making)?;
     let hooks = spec.hooks.as_ref();
     if let Some(all) = hooks.map(|hooks| &hooks.create_container) {
-        hooks::run("createContainer", all, birth.told)?;
+        hooks::run("createContainer", all, birth.told, &[])?;
     }
     if process.terminal {
         let socket = birth.console.ok_or_else(|| {
@@ -145,7 +138,7 @@ fn prepare(birth: &Birth<'_>, making: &mut Making<'_>) -> Result<Never> {
         console::take(peer)?;
     }
     rootfs::protect(root.as_fd(), spec, making.label)?;
-    rootfs::enter(root.as_fd(), spec, birth.no_pivot)?;
+    rootfs::enter(root.as_fd(), &making.prepared.root_path, spec, birth.no_pivot)?;
     drop(root);
     let finish = Finish {
         process,
@@ -157,13 +150,13 @@ fn prepare(birth: &Birth<'_>, making: &mut Making<'_>) -> Result<Never> {
         channel: birth.channel,
     };
     let ready = process::finish(&finish)?;
-    rustix::process::set_parent_process_death_signal(None).doing("outlive the caller")?;
-    birth.channel.tell(&Message::Ready)?;
+    birth.channel.tell_ready()?;
     wait_for_start(birth, &making.prepared.proc)?;
+    process::confine(&finish)?;
     if let Some(all) = hooks.map(|hooks| &hooks.start_container) {
-        hooks::run("startContainer", all, birth.told)?;
+        hooks::run("startContainer", all, birth.told, &ready.environment())?;
     }
-    Err(ready.run(&finish))
+    Err(ready.run())
 }
 
 /// Whoever starts the container opens the other end of the fifo.

@@ -61,7 +61,8 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode
         Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(255)),
         Err(error) => {
             log.fail(&error.to_string());
-            ExitCode::FAILURE
+            // Others are what the program in the container has said.
+            if call.verb == "exec" { ExitCode::from(255) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -75,8 +76,11 @@ fn run(call: &Call, log: &Log) -> Result<i32> {
             create::run(root, &call.global, local, log)
         }
         "exec" => {
+            sealed::ensure()?;
+            // It may come by a descriptor, as a shell's <(…).
+            let given = local.process.as_deref().map(load::process).transpose()?;
             shelter(local)?;
-            return exec::run(root, local, log);
+            return exec::run(root, local, given, log);
         }
         "start" => verbs::start(root, local, log),
         "kill" => verbs::kill(root, local),
@@ -86,9 +90,13 @@ fn run(call: &Call, log: &Log) -> Result<i32> {
         "resume" => verbs::freeze(root, local, false),
         "update" => verbs::update(root, local),
         "ps" => verbs::ps(root, local),
-        "list" => verbs::list(root),
+        "list" => verbs::list(root, call.global.root.is_none(), local),
         "features" => {
             println!("{}", features::all());
+            Ok(())
+        }
+        "version" => {
+            println!("mooring-oci version {}", env!("CARGO_PKG_VERSION"));
             Ok(())
         }
         other => Err(Error::unsupported(format!("the verb {other:?}"))),

@@ -77,15 +77,17 @@ fn folder_by(
         Ok(()) => {}
         Err(Errno::EXIST) => {
             if let Some(target) = target_of(&folder, &above, name).filter(|_| !straight) {
-                let left = links.checked_sub(1).ok_or_else(|| {
-                    Error::invalid(format!("{}: too many symbolic links", path.display()))
-                })?;
-                return folder_by(root, &target, mode, straight, left);
+                return folder_by(root, &target, mode, straight, fewer(links, path)?);
             }
         }
         Err(error) => return Err(error).doing_at("make in the container", path),
     }
     below(&folder, name, path)
+}
+
+fn fewer(links: u32, path: &Path) -> Result<u32> {
+    let many = || Error::invalid(format!("{}: too many symbolic links", path.display()));
+    links.checked_sub(1).ok_or_else(many)
 }
 
 /// Where the link `name` in `folder`, whose path is `above`, leads to.
@@ -94,21 +96,31 @@ fn target_of(folder: &OwnedFd, above: &Path, name: &OsStr) -> Option<PathBuf> {
     Some(clean(&above.join(OsStr::from_bytes(target.as_bytes()))))
 }
 
-/// A file at `path`, made empty with the folders above it where it is missing.
+/// A file at `path`, made empty with the folders above it where it is missing; links as in [`folder`], such as that of
+/// /etc/resolv.conf to a file below /run.
 pub fn file(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+    file_by(root, path, MOST_LINKS)
+}
+
+fn file_by(root: BorrowedFd<'_>, path: &Path, links: u32) -> Result<OwnedFd> {
     if let Some(found) = find(root, path, false)? {
         return Ok(found);
     }
     let Some((above, name)) = split(path) else {
         return Err(Error::invalid(format!("{} is no file's path", path.display())));
     };
-    let above = folder(root, &above, 0o755, false)?;
+    let folder = folder_by(root, &above, 0o755, false, links)?;
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::WRONLY;
-    match rustix::fs::openat(&above, name, flags, Mode::from_raw_mode(0o644)) {
-        Ok(_) | Err(Errno::EXIST) => {}
+    match rustix::fs::openat(&folder, name, flags, Mode::from_raw_mode(0o644)) {
+        Ok(_) => {}
+        Err(Errno::EXIST) => {
+            if let Some(target) = target_of(&folder, &above, name) {
+                return file_by(root, &target, fewer(links, path)?);
+            }
+        }
         Err(error) => return Err(error).doing_at("make in the container", path),
     }
-    below(&above, name, path)
+    below(&folder, name, path)
 }
 
 /// What was just made, and nothing that a link has put in its place.
@@ -181,6 +193,13 @@ mod tests {
         drop(folder(fd.as_fd(), Path::new("/var/run/secrets"), 0o755, false).unwrap());
         assert!(root.join("run/b/secrets").is_dir());
         assert!(folder(fd.as_fd(), Path::new("/loop/x"), 0o755, false).is_err());
+        // As images with systemd have it.
+        fs::create_dir(root.join("etc")).unwrap();
+        symlink("../run/resolve/stub.conf", root.join("etc/resolv.conf")).unwrap();
+        symlink("/etc/resolv.conf", root.join("etc/again")).unwrap();
+        drop(file(fd.as_fd(), Path::new("/etc/again")).unwrap());
+        assert!(root.join("run/resolve/stub.conf").is_file());
+        assert!(file(fd.as_fd(), Path::new("/loop")).is_err());
     }
 
     #[test]

@@ -191,7 +191,7 @@ pub struct Device {
     pub gid: Option<u32>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Personality {
     pub domain: String,

@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::{fd::AsFd, unix::fs::DirBuilderExt},
+    os::{
+        fd::AsFd,
+        unix::fs::{DirBuilderExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -15,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Doing, Error, Result},
     seccomp::Filter,
-    spec::{Hooks, Process},
+    spec::{Hooks, Personality, Process},
 };
 
 /// The form of the files; one of another form is not taken for this one.
@@ -63,6 +66,11 @@ pub struct Own {
     pub annotations: BTreeMap<String, String>,
     /// The container's own process, from which execs take what they do not say.
     pub process: Process,
+    #[serde(default)]
+    pub personality: Option<Personality>,
+    /// Whether its processes end with the first one.
+    #[serde(default)]
+    pub ends_whole: bool,
 }
 
 /// What the container's process does.
@@ -119,6 +127,9 @@ impl Folder {
         let mode = Mode::from_raw_mode(0o622);
         rustix::fs::mknodat(folder.as_fd(), FIFO, FileType::Fifo, mode, 0)
             .doing_at("make", &path)?;
+        // Whatever the caller's umask leaves of it.
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode.as_raw_mode()))
+            .doing_at("open to others", &path)?;
         std::os::unix::fs::chown(&path, Some(owner.0), Some(owner.1)).doing_at("give away", &path)
     }
 

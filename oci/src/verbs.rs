@@ -59,20 +59,23 @@ pub fn start(root: &Path, local: &Local, log: &Log) -> Result<()> {
     std::fs::remove_file(&fifo).doing_at("remove", &fifo)?;
     let told = state.told("running");
     for hook in &state.config.hooks.poststart {
-        if let Err(error) = hooks::run("poststart", std::slice::from_ref(hook), &told) {
+        if let Err(error) = hooks::run("poststart", std::slice::from_ref(hook), &told, &[]) {
             log.warn(&error.to_string());
         }
     }
     Ok(())
 }
 
-/// A signal's number, by number or by name.
-fn signal(text: &str) -> Result<Signal> {
+/// A signal, by number or by name; none for 0, which only asks.
+fn signal(text: &str) -> Result<Option<Signal>> {
     const NAMES: [&str; 31] = [
         "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
         "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
         "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
     ];
+    if text == "0" {
+        return Ok(None);
+    }
     let upper = text.to_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     let number = name.parse::<i32>().ok().or_else(|| {
@@ -81,6 +84,7 @@ fn signal(text: &str) -> Result<Signal> {
     });
     number
         .and_then(Signal::from_named_raw)
+        .map(Some)
         .ok_or_else(|| Error::unsupported(format!("signal {text:?}")))
 }
 
@@ -90,7 +94,13 @@ pub fn kill(root: &Path, local: &Local) -> Result<()> {
     let signal = signal(local.rest.get(1).map_or("TERM", String::as_str))?;
     let group = state.group();
     if local.all {
-        group.signal_all(signal)?;
+        signal.map_or(Ok(0), |signal| group.signal_all(signal))?;
+        return Ok(());
+    }
+    // In its own namespace all others go with the first process.
+    let whole = signal == Some(Signal::KILL) && !state.mooring.ends_whole;
+    if whole && group.pids().is_ok_and(|pids| !pids.is_empty()) {
+        group.kill_all()?;
         return Ok(());
     }
     let not_running = || Error::invalid("container not running");
@@ -102,6 +112,7 @@ pub fn kill(root: &Path, local: &Local) -> Result<()> {
     if !state.is_alive()? {
         return Err(not_running());
     }
+    let Some(signal) = signal else { return Ok(()) };
     pidfd_send_signal(&held, signal).doing("signal the container's process")?;
     if signal == Signal::KILL {
         // A v1 freezer holds back even that.
@@ -142,7 +153,7 @@ pub fn delete(root: &Path, local: &Local, log: &Log) -> Result<()> {
     folder.remove()?;
     let told = state.told("stopped");
     for hook in &state.config.hooks.poststop {
-        if let Err(error) = hooks::run("poststop", std::slice::from_ref(hook), &told) {
+        if let Err(error) = hooks::run("poststop", std::slice::from_ref(hook), &told, &[]) {
             log.warn(&error.to_string());
         }
     }
@@ -168,14 +179,19 @@ fn end(state: &State) -> Result<()> {
 pub fn state(root: &Path, local: &Local) -> Result<()> {
     let folder = Folder::of(root, local.id()?);
     let state = folder.load()?;
-    let mut told = state.told(state.status(&folder)?.name());
+    print(&serde_json::to_string_pretty(&described(&state, &folder)?).unwrap_or_default())
+}
+
+/// What hooks are told of a container, and what people want to know besides.
+fn described(state: &State, folder: &Folder) -> Result<serde_json::Value> {
+    let mut told = state.told(state.status(folder)?.name());
     if let Some(fields) = told.as_object_mut() {
         fields.insert("rootfs".into(), state.mooring.rootfs.display().to_string().into());
         let created =
             std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(state.created);
         fields.insert("created".into(), crate::log::timestamp(created).into());
     }
-    print(&serde_json::to_string_pretty(&told).unwrap_or_default())
+    Ok(told)
 }
 
 pub fn freeze(root: &Path, local: &Local, frozen: bool) -> Result<()> {
@@ -229,23 +245,50 @@ pub fn ps(root: &Path, local: &Local) -> Result<()> {
     Ok(())
 }
 
-pub fn list(root: &Path) -> Result<()> {
-    let entries = match std::fs::read_dir(root) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        other => other.doing_at("list", root)?,
+/// Lists the containers below `root`; where that is the usual place it may be missing.
+pub fn list(root: &Path, is_usual: bool, local: &Local) -> Result<()> {
+    let is_json = match local.format.as_deref() {
+        None | Some("table") => false,
+        Some("json") => true,
+        Some(other) => return Err(Error::invalid(format!("list --format {other:?}"))),
     };
+    let entries = match std::fs::read_dir(root) {
+        Err(error) if is_usual && error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        other => other.doing_at("list", root)?.collect(),
+    };
+    let mut all = Vec::new();
     for entry in entries {
         let name = entry.doing_at("list", root)?.file_name();
-        let id = name.to_string_lossy();
-        let folder = Folder::of(root, &id);
+        let folder = Folder::of(root, &name.to_string_lossy());
         if let Ok(state) = folder.load() {
-            let status = state.status(&folder)?.name();
-            print(&format!(
-                "{id}\t{}\t{status}\t{}",
-                state.init_process_pid,
-                state.mooring.bundle.display()
-            ))?;
+            all.push(described(&state, &folder)?);
         }
+    }
+    all.sort_by_key(|one| one["id"].to_string());
+    if is_json && !local.quiet {
+        return print(&serde_json::Value::from(all).to_string());
+    }
+    let text = |value: &serde_json::Value| match value.as_str() {
+        Some(text) => text.to_owned(),
+        None => value.to_string(),
+    };
+    let row = |one: &serde_json::Value| {
+        ["id", "pid", "status", "bundle", "created"].map(|field| text(&one[field]))
+    };
+    if local.quiet {
+        return all.iter().try_for_each(|one| print(&text(&one["id"])));
+    }
+    let heads = ["ID", "PID", "STATUS", "BUNDLE", "CREATED"].map(str::to_owned);
+    let rows: Vec<[String; 5]> = std::iter::once(heads).chain(all.iter().map(row)).collect();
+    for [id, pid, status, bundle, created] in &rows {
+        let width = |at: usize| rows.iter().map(|row| row[at].len()).max().unwrap_or_default();
+        print(&format!(
+            "{id:0$}   {pid:1$}   {status:2$}   {bundle:3$}   {created}",
+            width(0),
+            width(1),
+            width(2),
+            width(3)
+        ))?;
     }
     Ok(())
 }
@@ -257,10 +300,10 @@ mod tests {
     #[test]
     fn signals_go_by_number_and_by_name() {
         for text in ["9", "KILL", "SIGKILL", "sigkill"] {
-            assert_eq!(signal(text).unwrap(), Signal::KILL);
+            assert_eq!(signal(text).unwrap(), Some(Signal::KILL));
         }
-        assert_eq!(signal("SIGTERM").unwrap(), Signal::TERM);
+        assert_eq!(signal("SIGTERM").unwrap(), Some(Signal::TERM));
         assert!(signal("SIGNAL").is_err());
-        assert!(signal("0").is_err());
+        assert_eq!(signal("0").unwrap(), None);
     }
 }

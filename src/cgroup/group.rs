@@ -121,7 +121,11 @@ impl Cgroup {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Error::at("make cgroup", path)(error)),
             }
-            if self.v1.get("cpuset").is_some_and(|cpuset| cpuset == folder) {
+        }
+        if self.v1.get("cpuset").is_some_and(|cpuset| cpuset == folder) {
+            // Also of those above, which others may have made and left so.
+            let empty = folder.ancestors().take_while(|path| is_empty_cpuset(path));
+            for path in empty.collect::<Vec<_>>().into_iter().rev() {
                 inherit_cpuset(path);
             }
         }
@@ -185,6 +189,12 @@ fn pass_on(folder: &Path) {
             let _ = fs::write(&control, format!("+{controller}"));
         }
     }
+}
+
+fn is_empty_cpuset(folder: &Path) -> bool {
+    let is_empty =
+        |file| fs::read_to_string(folder.join(file)).is_ok_and(|value| value.trim().is_empty());
+    is_empty("cpuset.cpus") || is_empty("cpuset.mems")
 }
 
 /// A new v1 cpuset has no processors and takes no process until it has some.

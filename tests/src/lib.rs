@@ -8,6 +8,7 @@
 pub mod audit;
 pub mod bench;
 pub mod between;
+pub mod bundle;
 pub mod cgroups;
 pub mod cri;
 pub mod daemon;

@@ -4,13 +4,14 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use k8s_cri::v1 as cri;
+use mooring_e2e::bundle::{Bundle, succeed, text};
 use mooring_e2e::cri::{ContainerSpec, PodSpec};
-use mooring_e2e::node::{Settings, deps, shim};
+use mooring_e2e::node::{Settings, shim};
 use mooring_e2e::suite;
 use mooring_e2e::suite::Case;
 use serde_json::{Value, json};
@@ -78,117 +79,6 @@ async fn a_terminal_and_a_failing_command(case: Case) -> Result<()> {
     pod.end().await
 }
 
-/// A bundle below the node's folder, and the runtime's root beside it.
-struct Bundle {
-    folder: PathBuf,
-    id: String,
-}
-
-impl Bundle {
-    fn new(case: &Case, change: impl FnOnce(&mut Value, &Path)) -> Result<Self> {
-        let id = case.unique("by-hand");
-        let folder = case.node.folder().join(&id);
-        let root = folder.join("rootfs");
-        for sub in ["bin", "etc", "proc", "dev", "sys", "tmp"] {
-            fs::create_dir_all(root.join(sub))?;
-        }
-        fs::copy(deps()?.join("bin/busybox"), root.join("bin/busybox"))?;
-        for name in ["sh", "sleep", "ls", "cat", "readlink", "tr"] {
-            symlink("busybox", root.join("bin").join(name))?;
-        }
-        let mut spec = json!({
-            "ociVersion": "1.2.0",
-            "root": {"path": "rootfs"},
-            "process": {
-                "args": ["sleep", "1000"], "cwd": "/", "env": ["PATH=/bin"],
-                "capabilities": {"bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"]},
-            },
-            "mounts": [
-                {"destination": "/proc", "type": "proc", "source": "proc"},
-                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
-            ],
-            "linux": {
-                "cgroupsPath": format!("/e2e/{id}"),
-                "namespaces": [{"type": "mount"}, {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}],
-                "maskedPaths": ["/proc/kcore", "/proc/keys"],
-                "readonlyPaths": ["/proc/sys"],
-            },
-        });
-        change(&mut spec, &root);
-        fs::write(folder.join("config.json"), spec.to_string())?;
-        Ok(Self { folder, id })
-    }
-
-    fn command(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = Command::new(shim()?);
-        command.arg("oci").arg("--root").arg(self.folder.join("state")).args(arguments);
-        command.stdin(Stdio::null()).current_dir(&self.folder);
-        Ok(command)
-    }
-
-    /// Runs a verb; what the container prints goes to a file, so that nobody waits for the container's end.
-    fn call(&self, arguments: &[&str]) -> Result<Output> {
-        let printed = self.folder.join("printed");
-        let file = fs::File::create(&printed)?;
-        let status = self.command(arguments)?.stdout(file.try_clone()?).stderr(file).status()?;
-        let stdout = fs::read(&printed)?;
-        Ok(Output { status, stdout, stderr: Vec::new() })
-    }
-
-    fn create(&self) -> Result<Output> {
-        self.call(&["create", "--pid-file", "pid", &self.id])
-    }
-
-    fn run(&self) -> Result<()> {
-        succeed(&self.create()?)?;
-        succeed(&self.call(&["start", &self.id])?)
-    }
-
-    fn pid(&self) -> Result<i32> {
-        Ok(fs::read_to_string(self.folder.join("pid"))?.parse()?)
-    }
-
-    /// Fails to be created, with a message that has these words; then nothing is left.
-    fn refused(&self, words: &str) -> Result<()> {
-        let created = self.create()?;
-        let said = text(&created);
-        if created.status.success() || !said.contains(words) {
-            bail!("{words:?} was expected, and not: {said}");
-        }
-        let state = self.folder.join("state").join(&self.id);
-        let groups = fs::read_dir("/sys/fs/cgroup")?.flatten();
-        let left: Vec<PathBuf> = groups
-            .flat_map(|one| [one.path().join("e2e").join(&self.id)])
-            .chain([state])
-            .filter(|path| path.exists())
-            .collect();
-        if !left.is_empty() {
-            bail!("left: {left:?}");
-        }
-        self.remove()
-    }
-
-    fn end(&self) -> Result<()> {
-        succeed(&self.call(&["delete", "--force", &self.id])?)?;
-        self.remove()
-    }
-
-    fn remove(&self) -> Result<()> {
-        fs::remove_dir_all(&self.folder).context("remove the bundle")
-    }
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn succeed(output: &Output) -> Result<()> {
-    if !output.status.success() {
-        bail!("{}: {}", output.status, text(output));
-    }
-    Ok(())
-}
-
 /// CVE-2024-21626: descriptors that the runtime, or who called it, has open.
 async fn a_container_has_nothing_of_the_nodes_open(case: Case) -> Result<()> {
     let bundle = Bundle::new(&case, |spec, _| {
@@ -212,18 +102,14 @@ async fn a_container_has_nothing_of_the_nodes_open(case: Case) -> Result<()> {
     };
     let id = &bundle.id;
     succeed(&leak(&format!("create --pid-file pid {id}"))?)?;
-    // While it waits: its streams, and what it needs to go on.
-    let open = fs::read_dir(format!("/proc/{}/fd", bundle.pid()?))?.flatten();
-    let leaked =
-        open.filter_map(|one| fs::read_link(one.path()).ok()).any(|to| to == Path::new("/"));
-    if leaked {
-        // Its own new root has that name too; the node's is told by its device and number.
-        let node = fs::metadata("/")?;
-        for one in fs::read_dir(format!("/proc/{}/fd", bundle.pid()?))?.flatten() {
-            let about = fs::metadata(one.path())?;
-            if (about.dev(), about.ino()) == (node.dev(), node.ino()) {
-                bail!("the node's root is open in the container");
-            }
+    // While it waits: its streams, and what it needs to go on. The node's root is told by its device and number, for the
+    // container's has that name too.
+    let node = fs::metadata("/")?;
+    for one in fs::read_dir(format!("/proc/{}/fd", bundle.pid()?))?.flatten() {
+        let (to, about) = (fs::read_link(one.path())?, fs::metadata(one.path())?);
+        let is_root = (about.dev(), about.ino()) == (node.dev(), node.ino());
+        if is_root || to.starts_with("/sys") {
+            bail!("{} of the node is open in the container", to.display());
         }
     }
     succeed(&bundle.call(&["start", id])?)?;

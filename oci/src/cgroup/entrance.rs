@@ -72,10 +72,10 @@ impl Entrance {
         sys::fork(false).doing("start a process")
     }
 
-    /// What the copy does first.
-    pub fn enter(&self) -> Result<()> {
-        for (path, mut file) in self.files.iter().map(|(path, file)| (path, file)) {
-            file.write_all(b"0").doing_at("write", path)?;
+    /// What the copy does first. Afterwards nothing of the node's groups is open.
+    pub fn enter(self) -> Result<()> {
+        for (path, mut file) in self.files {
+            file.write_all(b"0").doing_at("write", &path)?;
         }
         Ok(())
     }

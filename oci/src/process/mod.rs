@@ -67,14 +67,10 @@ pub fn finish(finish: &Finish<'_>) -> Result<Ready> {
         sys::personality(persona(wanted)?).doing("set the personality")?;
     }
     let available = capabilities::available()?;
-    let sets = Sets::of(process.capabilities.as_ref())?.within(available);
+    let sets = Sets::of(process.capabilities.as_ref()).within(available);
     give_streams(user.uid);
     // Before the limits: nothing needs much from here on.
     finish.channel.ask(&Message::Limits)?;
-    // Without no_new_privs a filter needs a right that is about to be given up.
-    if !process.no_new_privileges {
-        install(finish.filter)?;
-    }
     capabilities::bound(sets.bounding, available)?;
     rustix::process::umask(Mode::from_raw_mode(user.umask.unwrap_or(0o022)));
     // Root of the container may enter where its user may not, and the other way round on a remote file system.
@@ -88,41 +84,46 @@ pub fn finish(finish: &Finish<'_>) -> Result<Ready> {
     }
     // Another user is another process's to look into, and the kernel forgets that this one is not.
     hide()?;
-    capabilities::take_on(sets)?;
-    program::of(process)
-}
-
-impl Ready {
-    /// Runs the program. Comes back only when that fails.
-    pub fn run(self, finish: &Finish<'_>) -> Error {
-        let ran = before_exec(finish)
-            .map(|()| sys::exec(None, &self.path, &self.arguments, &self.environment));
-        match ran {
-            Err(error) => error,
-            Ok(source) => {
-                Error::System { deed: format!("exec {}", self.path.to_string_lossy()), source }
-            }
-        }
-    }
-}
-
-/// What is done when nothing else is left to do.
-fn before_exec(finish: &Finish<'_>) -> Result<()> {
+    // Without no_new_privs a filter wants a right that the program may not have.
+    let early = finish.filter.filter(|_| !process.no_new_privileges);
+    let kept = if early.is_some() { FOR_FILTERS & available } else { 0 };
+    capabilities::take_on(sets, kept)?;
+    let ready = program::of(process)?;
     is_inside()?;
     sys::close_at_exec(3 + finish.preserve_fds).doing("close descriptors")?;
-    if finish.process.no_new_privileges {
-        install(finish.filter)?;
+    rustix::process::set_parent_process_death_signal(None).doing("outlive the caller")?;
+    if let Some(filter) = early {
+        capabilities::set(sets, kept, kept)?;
+        install(filter)?;
+        // From here on only what every profile lets through.
+        capabilities::set(sets, 0, 0)?;
     }
-    Ok(())
+    Ok(ready)
 }
 
-fn install(filter: Option<&Filter>) -> Result<()> {
-    match filter {
-        Some(filter) => {
-            sys::seccomp(&filter.program, filter.flags).doing("install the seccomp filter")
-        }
-        None => Ok(()),
+/// `CAP_SYS_ADMIN`.
+const FOR_FILTERS: u64 = 1 << 21;
+
+impl Ready {
+    /// The program's variables.
+    pub fn environment(&self) -> Vec<String> {
+        self.environment.iter().map(|one| one.to_string_lossy().into_owned()).collect()
     }
+
+    /// Runs the program. Comes back only when that fails.
+    pub fn run(self) -> Error {
+        let source = sys::exec(None, &self.path, &self.arguments, &self.environment);
+        program::failed(&self.path, &source)
+    }
+}
+
+/// With `no_new_privs` the filter comes as late as can be: before hooks of the container, and its program.
+pub fn confine(finish: &Finish<'_>) -> Result<()> {
+    finish.filter.filter(|_| finish.process.no_new_privileges).map_or(Ok(()), install)
+}
+
+fn install(filter: &Filter) -> Result<()> {
+    sys::seccomp(&filter.program, filter.flags).doing("install the seccomp filter")
 }
 
 fn keyring(name: &str) -> Result<()> {

@@ -1,6 +1,9 @@
 //! Which program is run, and with which environment.
 
-use std::{ffi::CString, path::Path};
+use std::{
+    ffi::{CStr, CString},
+    path::Path,
+};
 
 use rustix::{fs::Access, io::Errno};
 
@@ -18,19 +21,28 @@ pub(super) fn of(process: &Process) -> Result<Ready> {
         CString::new(text).map_err(|_| Error::invalid("an argument or a variable with a zero byte"))
     };
     let mut environment = Vec::with_capacity(process.env.len() + 1);
-    let mut has_home = false;
-    for one in &process.env {
-        has_home |= one.starts_with("HOME=") && one.len() > 5;
+    for one in set_once(&process.env).filter(|one| *one != "HOME=") {
         environment.push(text(one)?);
     }
-    if !has_home {
-        environment.retain(|one| one.as_bytes() != b"HOME=");
+    if !environment.iter().any(|one| one.as_bytes().starts_with(b"HOME=")) {
         let passwd = read_of_container(Path::new("/etc/passwd")).unwrap_or_default();
         let home = home_in(&passwd, process.user.uid).unwrap_or("/");
         environment.push(text(&format!("HOME={home}"))?);
     }
     let arguments = process.args.iter().map(|one| text(one)).collect::<Result<_>>()?;
     Ok(Ready { path: text(&path)?, arguments, environment })
+}
+
+/// Each variable once, with the value that it was given last: programs look at the first.
+fn set_once(environment: &[String]) -> impl Iterator<Item = &str> {
+    let name = |one: &str| one.split_once('=').map_or(one.len(), |(name, _)| name.len());
+    let is_last = move |at: usize, one: &str| {
+        let mut later = environment.iter().skip(at + 1);
+        !later
+            .any(|other| name(other) == name(one) && other.get(..name(one)) == one.get(..name(one)))
+    };
+    let all = environment.iter().map(String::as_str).enumerate();
+    all.filter(move |(at, one)| is_last(*at, one)).map(|(_, one)| one)
 }
 
 fn path_of(environment: &[String]) -> &str {
@@ -58,6 +70,12 @@ fn find(name: &str, path: &str) -> Result<String> {
         }
     }
     failed(if denied { "permission denied" } else { "executable file not found in $PATH" })
+}
+
+/// Why a program that was found does not run.
+pub(super) fn failed(path: &CStr, why: &std::io::Error) -> Error {
+    let why = Errno::from_io_error(why).map_or_else(|| why.to_string(), words);
+    Error::invalid(format!("exec {}: {why}", path.to_string_lossy()))
 }
 
 fn words(errno: Errno) -> String {
@@ -110,6 +128,12 @@ mod tests {
         let error = find(&file.path().display().to_string(), "").unwrap_err().to_string();
         assert!(error.contains("permission denied"), "{error}");
         assert!(find("", "/bin").is_err());
+    }
+
+    #[test]
+    fn a_variable_is_what_it_was_set_to_last() {
+        let given = ["A=1", "AB=2", "A=3", "HOME=/x", "A", "HOME="].map(str::to_owned);
+        assert_eq!(set_once(&given).collect::<Vec<_>>(), ["AB=2", "A", "HOME="]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a container may not see, or not change.
 
 use std::{
+    collections::BTreeSet,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
 };
@@ -25,14 +26,23 @@ use crate::{
 /// Hides the masked paths, and takes the right to write from the read-only ones. Called while the node's files are in
 /// sight: a file is hidden by the node's own /dev/null, so that nothing of the container's can stand in its place.
 pub fn protect(root: BorrowedFd<'_>, spec: &Spec, label: Option<&str>) -> Result<()> {
-    let null = nothing()?;
+    let mut cover = Cover { null: nothing()?, folder: None, label };
     for path in &spec.linux.readonly_paths {
         read_only(root, path)?;
     }
-    for path in &spec.linux.masked_paths {
-        mask(root, path, &null, label)?;
+    let mut done = BTreeSet::new();
+    for path in spec.linux.masked_paths.iter().filter(|path| done.insert(rooted::clean(path))) {
+        cover.over(root, path)?;
     }
     Ok(())
+}
+
+/// What lies over masked paths.
+struct Cover<'a> {
+    null: OwnedFd,
+    /// An empty folder, the same for all.
+    folder: Option<OwnedFd>,
+    label: Option<&'a str>,
 }
 
 /// The node's /dev/null, and really that.
@@ -80,24 +90,31 @@ fn read_only(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
     attach(&tree, &found, path)
 }
 
-fn mask(root: BorrowedFd<'_>, path: &Path, null: &OwnedFd, label: Option<&str>) -> Result<()> {
-    let Some(found) = target(root, path)? else { return Ok(()) };
-    let about = rustix::fs::fstat(&found).doing_at("look at", path)?;
-    if FileType::from_raw_mode(about.st_mode).is_dir() {
+impl Cover<'_> {
+    fn over(&mut self, root: BorrowedFd<'_>, path: &Path) -> Result<()> {
+        let Some(found) = target(root, path)? else { return Ok(()) };
+        let about = rustix::fs::fstat(&found).doing_at("look at", path)?;
+        let cover = if FileType::from_raw_mode(about.st_mode).is_dir() {
+            if self.folder.is_none() {
+                self.folder = Some(self.empty(path)?);
+            }
+            self.folder.as_ref().map_or_else(|| clone(&found, false), |folder| clone(folder, false))
+        } else {
+            clone(&self.null, false)
+        };
+        attach(&cover.doing_at("hide", path)?, &found, path)
+    }
+
+    fn empty(&self, path: &Path) -> Result<OwnedFd> {
         let mount =
             Mount { destination: path.to_owned(), kind: "tmpfs".into(), ..Mount::default() };
-        let empty = new(
-            &mount,
-            &Options {
-                data: vec!["mode=755".into(), "nr_blocks=1".into(), "nr_inodes=1".into()],
-                ..Options::default()
-            },
-            label,
-        )?;
+        let options = Options {
+            data: vec!["mode=755".into(), "nr_blocks=1".into(), "nr_inodes=1".into()],
+            ..Options::default()
+        };
+        let empty = new(&mount, &options, self.label)?;
         let attr = MountAttr { set: RDONLY, ..MountAttr::default() };
         sys::mount_setattr(empty.as_fd(), false, &attr).doing_at("hide", path)?;
-        return attach(&empty, &found, path);
+        Ok(empty)
     }
-    let cover = clone(null, false).doing_at("hide", path)?;
-    attach(&cover, &found, path)
 }

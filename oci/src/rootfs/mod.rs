@@ -17,6 +17,7 @@ use mooring::cgroup::Cgroup;
 use rustix::fs::FsWord;
 
 use crate::{
+    console,
     error::Result,
     spec::Spec,
     sys::{self, MountAttr},
@@ -24,7 +25,7 @@ use crate::{
 
 pub use masks::protect;
 pub use pivot::enter;
-pub use prepare::{Prepared, write_mappings};
+pub use prepare::{Prepared, write_mappings, write_offsets};
 
 /// What the mounts are made from.
 pub struct Making<'a> {
@@ -49,6 +50,9 @@ pub fn make(making: &mut Making<'_>) -> Result<OwnedFd> {
     mounts::all(making, root.as_fd(), &mut late)?;
     if devices::are_wanted(making.spec) {
         devices::make(making, root.as_fd())?;
+    }
+    if making.spec.process.as_ref().is_some_and(|process| process.terminal) {
+        console::place(root.as_fd())?;
     }
     for (mount, deep) in &late {
         let attr = MountAttr { set: options::RDONLY, ..MountAttr::default() };

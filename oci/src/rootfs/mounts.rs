@@ -54,6 +54,10 @@ pub(super) fn all(making: &mut Making<'_>, root: BorrowedFd<'_>, late: &mut Late
             "cgroup" | "cgroup2" => cgroups::mount(making, root, &path, &options, late)?,
             kind => {
                 let straight = matches!(kind, "proc" | "sysfs");
+                let mut options = options;
+                if kind == "tmpfs" && !options.data.iter().any(|one| one.starts_with("mode=")) {
+                    options.data.extend(mode_of(root, &path)?);
+                }
                 let target = rooted::folder(root, &path, 0o755, straight)?;
                 let made = new(mount, &options, making.label)?;
                 check(&target, &path, &made)?;
@@ -70,6 +74,13 @@ pub(super) fn all(making: &mut Making<'_>, root: BorrowedFd<'_>, late: &mut Late
         }
     }
     Ok(())
+}
+
+/// The option that gives a tmpfs the mode of the folder that it lies on, where there is one.
+fn mode_of(root: BorrowedFd<'_>, path: &Path) -> Result<Option<String>> {
+    let Some(found) = rooted::find(root, path, false)? else { return Ok(None) };
+    let about = rustix::fs::fstat(&found).doing_at("look at", path)?;
+    Ok(Some(format!("mode={:o}", about.st_mode & 0o7777)))
 }
 
 /// Nothing may be laid over what the kernel tells in /proc: programs, this one too, act by it.

@@ -1,11 +1,15 @@
 //! Into the root, and out of everything else.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
 
+use mooring::sys::mountinfo::{self, Entry};
 use rustix::{
     fs::{CWD, Mode, OFlags},
     io::Errno,
-    mount::{MountPropagationFlags, MoveMountFlags, UnmountFlags},
+    mount::{MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags},
 };
 
 use super::{
@@ -19,7 +23,7 @@ use crate::{
     sys::{self, MountAttr},
 };
 
-fn folder(path: &std::path::Path) -> Result<OwnedFd> {
+fn folder(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty()).doing_at("open", path)
 }
@@ -56,11 +60,28 @@ pub(super) fn attach(making: &mut Making<'_>) -> Result<OwnedFd> {
     Ok(root)
 }
 
+/// A moved root lies over the node's mounts, which stay in the namespace. The kernel lets a user namespace mount all of /proc
+/// and /sys where such a mount is there that nothing hides: so the node's are taken away, or hidden.
+fn hide_the_nodes(root_path: &Path) -> Result<()> {
+    let mounts = mountinfo::read().doing("read the mounts")?;
+    let bare = mounts.iter().rev().filter(|one| matches!(one.kind.as_str(), "proc" | "sysfs"));
+    for Entry { target, .. } in bare.filter(|one| !one.target.starts_with(root_path)) {
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        if rustix::mount::unmount(target, flags).is_err() {
+            // One that came with a user namespace cannot be taken away.
+            let flags = MountFlags::empty();
+            rustix::mount::mount("tmpfs", target, "tmpfs", flags, None).doing_at("hide", target)?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes `root` this process's root, and takes the node's files out of its sight.
-pub fn enter(root: BorrowedFd<'_>, spec: &Spec, no_pivot: bool) -> Result<()> {
+pub fn enter(root: BorrowedFd<'_>, root_path: &Path, spec: &Spec, no_pivot: bool) -> Result<()> {
     let deed = "enter the root file system";
     rustix::process::fchdir(root).doing(deed)?;
     if no_pivot {
+        hide_the_nodes(root_path)?;
         rustix::mount::mount_move(".", "/").doing(deed)?;
         rustix::process::chroot(".").doing(deed)?;
     } else {

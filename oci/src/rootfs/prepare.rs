@@ -1,6 +1,7 @@
 //! What a container is given of the node, opened by the node's own eyes before there is a container.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     os::unix::fs::{FileTypeExt, MetadataExt},
@@ -13,7 +14,7 @@ use super::options::{IDMAP, Options, PRIVATE, SHARED, SLAVE, propagation};
 use crate::{
     error::{Doing, Error, Result},
     namespaces::Namespaces,
-    spec::{Device, Mapping, Mount, Spec},
+    spec::{Device, Mapping, Mount, Spec, TimeOffset},
     sys::{self, Fork, MountAttr},
 };
 
@@ -187,6 +188,13 @@ pub fn write_mappings(pid: i32, uids: &[Mapping], gids: &[Mapping]) -> Result<()
         fs::write(&path, lines.collect::<String>()).doing_at("write", &path)?;
     }
     Ok(())
+}
+
+/// Writes the offsets of the time namespace that process `pid` has made, which is hidden from its own user namespace.
+pub fn write_offsets(pid: i32, offsets: &BTreeMap<String, TimeOffset>) -> Result<()> {
+    let lines = offsets.iter().map(|(clock, at)| format!("{clock} {} {}\n", at.secs, at.nanosecs));
+    let path = format!("/proc/{pid}/timens_offsets");
+    fs::write(&path, lines.collect::<String>()).doing_at("write", &path)
 }
 
 /// The node's own device, if what lies at the path is that device.

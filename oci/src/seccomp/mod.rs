@@ -8,7 +8,7 @@ mod numbers;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     error::{Error, Result},
@@ -156,7 +156,12 @@ fn section(arch: Arch, profile: &Seccomp, default: Action) -> Result<Section> {
         for number in rule.names.iter().filter_map(|name| table.number(name)) {
             newest = newest.max(Some(number));
             if action != default {
-                verdicts.entry(number).or_default().add(&rule.args, action);
+                let verdict = verdicts.entry(number).or_default();
+                if names_one_twice(&rule.args) {
+                    rule.args.iter().for_each(|one| verdict.add(std::slice::from_ref(one), action));
+                } else {
+                    verdict.add(&rule.args, action);
+                }
             }
         }
     }
@@ -164,6 +169,13 @@ fn section(arch: Arch, profile: &Seccomp, default: Action) -> Result<Section> {
     // no such call, and fails if it is told that it may not.
     let newest = newest.filter(|_| !matches!(default, ALLOW | LOG | TRACE));
     Ok(Section { arch, verdicts, default, newest })
+}
+
+/// Conditions of a rule hold together; but one argument cannot be equal to two values, and profiles that name it twice
+/// mean either, as runc understands them too.
+fn names_one_twice(arguments: &[Argument]) -> bool {
+    let mut seen = BTreeSet::new();
+    !arguments.iter().all(|one| seen.insert(one.index))
 }
 
 impl Filter {

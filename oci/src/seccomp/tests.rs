@@ -204,3 +204,27 @@ fn the_kernel_takes_it() {
     });
     installed.join().unwrap().unwrap();
 }
+
+#[test]
+fn two_conditions_of_one_argument_are_alternatives() {
+    let filter = profile(
+        r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+            {"names": ["kill"], "action": "SCMP_ACT_ERRNO", "errnoRet": 55, "args": [
+                {"index": 0, "value": 7, "op": "SCMP_CMP_EQ"},
+                {"index": 0, "value": 9, "op": "SCMP_CMP_EQ"}]},
+            {"names": ["tkill"], "action": "SCMP_ACT_ERRNO", "args": [
+                {"index": 0, "value": 7, "op": "SCMP_CMP_EQ"},
+                {"index": 1, "value": 9, "op": "SCMP_CMP_EQ"}]}]}"#,
+    )
+    .unwrap();
+    for (number, arguments, expected) in [
+        (62, [7, 0], ERRNO | 55),
+        (62, [9, 0], ERRNO | 55),
+        (62, [8, 0], ALLOW),
+        (200, [7, 0], ALLOW),
+        (200, [7, 9], ERRNO | EPERM),
+    ] {
+        let said = judge(&filter, X86_64, number, &arguments);
+        assert_eq!(said, expected, "{number} {arguments:?}");
+    }
+}

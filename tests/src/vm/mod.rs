@@ -81,6 +81,7 @@ impl Variant {
                     "cri_lifecycle::runc",
                     "cri_resources::runc::container_stats",
                     "builtin::mooring::",
+                    "builtin_by_hand::mooring::",
                 ];
                 [&more[..], &CORE, &OPERATORS].concat()
             }
