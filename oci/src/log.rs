@@ -15,8 +15,12 @@ impl Log {
         Self { path: global.log.clone(), is_json: global.log_is_json }
     }
 
+    /// Tells what was left out; who has named no log sees it.
     pub fn warn(&self, what: &str) {
         self.write("warning", what);
+        if self.path.is_none() {
+            let _ = writeln!(std::io::stderr(), "warning: {what}");
+        }
     }
 
     /// Tells why the call has failed.

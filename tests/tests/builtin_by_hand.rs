@@ -29,6 +29,7 @@ suite!(
     a_tmpfs_has_the_mode_of_the_folder_below,
     clocks_in_a_user_namespace,
     an_exec_is_as_the_container_and_as_its_flags_say,
+    a_right_that_nobody_has_is_no_reason_not_to_run,
     containers_are_listed,
 );
 
@@ -283,9 +284,6 @@ async fn an_exec_is_as_the_container_and_as_its_flags_say(case: Case) -> Result<
     let bundle = Bundle::new(&case, |spec, _| {
         spec["linux"]["personality"] = json!({"domain": "LINUX32"});
         spec["process"]["env"] = json!(["PATH=/bin", "A=1", "A=2", "HOME="]);
-        let rights = json!(["CAP_KILL", "CAP_FLY"]);
-        spec["process"]["capabilities"] =
-            json!({"bounding": rights, "effective": rights, "permitted": rights});
     })?;
     bundle.run()?;
     if cfg!(target_arch = "x86_64") {
@@ -318,6 +316,20 @@ async fn an_exec_is_as_the_container_and_as_its_flags_say(case: Case) -> Result<
     ensure!(text(&said).trim() == "5", "{said:?}");
     ensure!(run(&["--user", "me"], &["id"])?.status.code() == Some(255));
     ensure!(run(&[], &["sh", "-c", "exit 3"])?.status.code() == Some(3));
+    bundle.end()
+}
+
+async fn a_right_that_nobody_has_is_no_reason_not_to_run(case: Case) -> Result<()> {
+    let bundle = Bundle::new(&case, |spec, _| {
+        let rights = json!(["CAP_KILL", "CAP_FLY"]);
+        spec["process"]["capabilities"] =
+            json!({"bounding": rights, "effective": rights, "permitted": rights});
+    })?;
+    let created = bundle.create()?;
+    succeed(&created)?;
+    ensure!(text(&created).trim() == "warning: ignored capabilities: CAP_FLY", "{created:?}");
+    succeed(&bundle.call(&["start", &bundle.id])?)?;
+    ensure!(exec(&bundle, "cat /proc/self/status")?.contains("CapEff:\t0000000000000020"));
     bundle.end()
 }
 

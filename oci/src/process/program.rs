@@ -1,6 +1,7 @@
 //! Which program is run, and with which environment.
 
 use std::{
+    collections::HashSet,
     ffi::{CStr, CString},
     path::Path,
 };
@@ -21,7 +22,7 @@ pub(super) fn of(process: &Process) -> Result<Ready> {
         CString::new(text).map_err(|_| Error::invalid("an argument or a variable with a zero byte"))
     };
     let mut environment = Vec::with_capacity(process.env.len() + 1);
-    for one in set_once(&process.env).filter(|one| *one != "HOME=") {
+    for one in set_once(&process.env).into_iter().filter(|one| *one != "HOME=") {
         environment.push(text(one)?);
     }
     if !environment.iter().any(|one| one.as_bytes().starts_with(b"HOME=")) {
@@ -34,15 +35,13 @@ pub(super) fn of(process: &Process) -> Result<Ready> {
 }
 
 /// Each variable once, with the value that it was given last: programs look at the first.
-fn set_once(environment: &[String]) -> impl Iterator<Item = &str> {
+fn set_once(environment: &[String]) -> Vec<&str> {
     let name = |one: &str| one.split_once('=').map_or(one.len(), |(name, _)| name.len());
-    let is_last = move |at: usize, one: &str| {
-        let mut later = environment.iter().skip(at + 1);
-        !later
-            .any(|other| name(other) == name(one) && other.get(..name(one)) == one.get(..name(one)))
-    };
-    let all = environment.iter().map(String::as_str).enumerate();
-    all.filter(move |(at, one)| is_last(*at, one)).map(|(_, one)| one)
+    let mut seen = HashSet::new();
+    let all = environment.iter().map(String::as_str).rev();
+    let mut last: Vec<&str> = all.filter(|one| seen.insert(one.get(..name(one)))).collect();
+    last.reverse();
+    last
 }
 
 fn path_of(environment: &[String]) -> &str {
@@ -133,7 +132,7 @@ mod tests {
     #[test]
     fn a_variable_is_what_it_was_set_to_last() {
         let given = ["A=1", "AB=2", "A=3", "HOME=/x", "A", "HOME="].map(str::to_owned);
-        assert_eq!(set_once(&given).collect::<Vec<_>>(), ["AB=2", "A", "HOME="]);
+        assert_eq!(set_once(&given), ["AB=2", "A", "HOME="]);
     }
 
     #[test]

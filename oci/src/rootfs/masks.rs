@@ -94,15 +94,17 @@ impl Cover<'_> {
     fn over(&mut self, root: BorrowedFd<'_>, path: &Path) -> Result<()> {
         let Some(found) = target(root, path)? else { return Ok(()) };
         let about = rustix::fs::fstat(&found).doing_at("look at", path)?;
-        let cover = if FileType::from_raw_mode(about.st_mode).is_dir() {
-            if self.folder.is_none() {
-                self.folder = Some(self.empty(path)?);
-            }
-            self.folder.as_ref().map_or_else(|| clone(&found, false), |folder| clone(folder, false))
-        } else {
-            clone(&self.null, false)
-        };
-        attach(&cover.doing_at("hide", path)?, &found, path)
+        if !FileType::from_raw_mode(about.st_mode).is_dir() {
+            return attach(&clone(&self.null, false).doing_at("hide", path)?, &found, path);
+        }
+        if let Some(folder) = &self.folder {
+            return attach(&clone(folder, false).doing_at("hide", path)?, &found, path);
+        }
+        // Before Linux 6.15 only what is mounted already can be cloned.
+        let empty = self.empty(path)?;
+        attach(&empty, &found, path)?;
+        self.folder = Some(empty);
+        Ok(())
     }
 
     fn empty(&self, path: &Path) -> Result<OwnedFd> {
