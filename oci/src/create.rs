@@ -44,6 +44,8 @@ struct Undo {
 
 impl Drop for Undo {
     fn drop(&mut self) {
+        // Frozen meanwhile, nothing of it would end.
+        self.group.iter().for_each(Cgroup::thaw);
         for pid in &self.children {
             let Some(pid) = Pid::from_raw(*pid) else { continue };
             // Not reaped yet, so the number is still its own.

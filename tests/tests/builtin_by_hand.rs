@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ suite!(
     hooks_in_the_container_are_under_its_filter,
     a_filter_may_deny_what_is_new,
     a_kill_takes_all_where_pids_are_shared,
+    a_frozen_group_is_refused,
     without_pivot_root_the_nodes_proc_is_out_of_reach,
     masked_folders_cost_one_file_system,
     a_tmpfs_has_the_mode_of_the_folder_below,
@@ -191,6 +193,28 @@ async fn a_kill_takes_all_where_pids_are_shared(case: Case) -> Result<()> {
         bundle.end()?;
     }
     Ok(())
+}
+
+/// In one the container's process would hang, and whoever waits for it.
+async fn a_frozen_group_is_refused(case: Case) -> Result<()> {
+    let bundle = Bundle::new(&case, |_, _| {})?;
+    let (old, new) = (Path::new("/sys/fs/cgroup/freezer/e2e"), Path::new("/sys/fs/cgroup/e2e"));
+    let (place, file, word) = if old.parent().is_some_and(Path::exists) {
+        (old.join(&bundle.id), "freezer.state", "FROZEN")
+    } else {
+        (new.join(&bundle.id), "cgroup.freeze", "1")
+    };
+    fs::create_dir_all(&place)?;
+    fs::write(place.join(file), word)?;
+    let created = bundle.create()?;
+    ensure!(
+        !created.status.success() && text(&created).contains("is frozen"),
+        "{}",
+        text(&created)
+    );
+    ensure!(!bundle.folder.join("state").join(&bundle.id).exists());
+    fs::remove_dir(place)?;
+    bundle.remove()
 }
 
 /// A moved root lies over the node's mounts; with a whole /proc below it a user namespace may mount one.

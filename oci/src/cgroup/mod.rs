@@ -7,7 +7,7 @@ pub mod v2;
 
 use std::{
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -26,12 +26,18 @@ pub fn planned(path: &str, id: &str) -> Result<Cgroup> {
     Ok(Hierarchies::read()?.group(&clean.display().to_string())?)
 }
 
-/// Makes the group with its limits. A group that has processes already is another container's.
+/// Makes the group with its limits. A group that has processes already is another container's, and in one that is frozen the
+/// container's process would hang for ever.
 pub fn make(group: &Cgroup, resources: Option<&Resources>) -> Result<()> {
-    if group.pids().is_ok_and(|pids| !pids.is_empty()) {
+    let why = if group.pids().is_ok_and(|pids| !pids.is_empty()) {
+        Some("is not empty")
+    } else {
+        holds_processes(group).then_some("is frozen")
+    };
+    if let Some(why) = why {
         let folders = group.folders();
         let place = folders.first().map(|one| one.display().to_string()).unwrap_or_default();
-        return Err(Error::invalid(format!("control group {place} is not empty")));
+        return Err(Error::invalid(format!("control group {place} {why}")));
     }
     let created = group.ensure()?;
     let Some(resources) = resources else { return Ok(()) };
@@ -123,11 +129,18 @@ pub fn freeze(group: &Cgroup, frozen: bool) -> Result<()> {
     Err(Error::invalid(format!("{} does not say {wanted:?}", events.display())))
 }
 
+fn says(folder: &Path, file: &str, text: &str) -> bool {
+    fs::read_to_string(folder.join(file)).is_ok_and(|now| now.lines().any(|line| line == text))
+}
+
+/// Whether what comes into the group is frozen.
+fn holds_processes(group: &Cgroup) -> bool {
+    let is_told = |folder: &PathBuf| says(folder, "cgroup.freeze", "1");
+    is_frozen(group) || group.v2.as_ref().is_some_and(is_told)
+}
+
 /// Whether the group is frozen.
 pub fn is_frozen(group: &Cgroup) -> bool {
-    let says = |folder: &Path, file: &str, text: &str| {
-        fs::read_to_string(folder.join(file)).is_ok_and(|now| now.lines().any(|line| line == text))
-    };
     match (group.v1.get("freezer"), &group.v2) {
         (Some(folder), _) => says(folder, "freezer.state", "FROZEN"),
         (None, Some(folder)) => says(folder, "cgroup.events", "frozen 1"),
