@@ -119,7 +119,6 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
                 console: console.as_ref(),
                 filter: filter.as_ref(),
                 keyring,
-                no_pivot: local.no_pivot,
                 preserve_fds: local.preserve_fds,
                 fifo: &fifo,
                 told: &told,
@@ -130,6 +129,7 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
                 group: &group,
                 own_cgroups: namespaces.has(libc::CLONE_NEWCGROUP),
                 mapped: namespaces.has(libc::CLONE_NEWUSER),
+                no_pivot: local.no_pivot,
                 label: Some(spec.linux.mount_label.as_str()).filter(|label| !label.is_empty()),
             };
             init::bear(&birth, entrance, &mut making)

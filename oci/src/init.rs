@@ -30,7 +30,6 @@ pub struct Birth<'a> {
     pub console: Option<&'a OwnedFd>,
     pub filter: Option<&'a Filter>,
     pub keyring: Option<&'a str>,
-    pub no_pivot: bool,
     pub preserve_fds: u32,
     /// Opened before the namespaces: where the process waits to be started.
     pub fifo: &'a OwnedFd,
@@ -138,7 +137,7 @@ fn prepare(birth: &Birth<'_>, making: &mut Making<'_>) -> Result<Never> {
         console::take(peer)?;
     }
     rootfs::protect(root.as_fd(), spec, making.label)?;
-    rootfs::enter(root.as_fd(), &making.prepared.root_path, spec, birth.no_pivot)?;
+    rootfs::enter(root.as_fd(), &making.prepared.root_path, spec, making.no_pivot)?;
     drop(root);
     let finish = Finish {
         process,

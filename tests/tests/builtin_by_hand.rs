@@ -219,28 +219,37 @@ async fn a_frozen_group_is_refused(case: Case) -> Result<()> {
 
 /// A moved root lies over the node's mounts; with a whole /proc below it a user namespace may mount one.
 async fn without_pivot_root_the_nodes_proc_is_out_of_reach(case: Case) -> Result<()> {
-    let bundle = Bundle::new(&case, |spec, _| {
-        let rights = json!(["CAP_SETFCAP", "CAP_KILL"]);
-        spec["process"]["capabilities"] =
-            json!({"bounding": rights, "effective": rights, "permitted": rights});
-        spec["process"]["args"] = json!([
-            "unshare",
-            "-mrpf",
-            "sh",
-            "-c",
-            "mount -t proc none /proc && echo a bare proc; mount -t sysfs none /sys && echo a bare sys",
-        ]);
-    })?;
-    let log = bundle.folder.join("said");
-    let file = fs::File::create(&log)?;
-    let mut create = bundle.command(&["create", "--no-pivot", "--pid-file", "pid", &bundle.id])?;
-    let status = create.stdout(file.try_clone()?).stderr(file).status()?;
-    ensure!(status.success(), "{}", fs::read_to_string(&log)?);
-    succeed(&bundle.call(&["start", &bundle.id])?)?;
-    let said = || fs::read_to_string(&log).unwrap_or_default();
-    until(Duration::from_secs(20), "nothing is said", || said().lines().count() >= 2).await?;
-    ensure!(!said().contains("bare"), "{}", said());
-    bundle.end()
+    let mounts = || fs::read_to_string("/proc/self/mountinfo");
+    for propagation in ["rslave", "rshared"] {
+        let before = mounts()?;
+        let bundle = Bundle::new(&case, |spec, _| {
+            let rights = json!(["CAP_SETFCAP", "CAP_KILL"]);
+            spec["process"]["capabilities"] =
+                json!({"bounding": rights, "effective": rights, "permitted": rights});
+            spec["linux"]["rootfsPropagation"] = json!(propagation);
+            spec["process"]["args"] = json!([
+                "unshare",
+                "-mrpf",
+                "sh",
+                "-c",
+                "mount -t proc none /proc && echo a bare proc; mount -t sysfs none /sys && echo a bare sys",
+            ]);
+        })?;
+        let log = bundle.folder.join("said");
+        let file = fs::File::create(&log)?;
+        let mut create =
+            bundle.command(&["create", "--no-pivot", "--pid-file", "pid", &bundle.id])?;
+        let status = create.stdout(file.try_clone()?).stderr(file).status()?;
+        ensure!(status.success(), "{}", fs::read_to_string(&log)?);
+        succeed(&bundle.call(&["start", &bundle.id])?)?;
+        let said = || fs::read_to_string(&log).unwrap_or_default();
+        until(Duration::from_secs(20), "nothing is said", || said().lines().count() >= 2).await?;
+        ensure!(!said().contains("bare"), "{}", said());
+        bundle.end()?;
+        // What was taken from the container is still the node's.
+        ensure!(mounts()? == before, "the node's mounts have changed");
+    }
+    Ok(())
 }
 
 async fn masked_folders_cost_one_file_system(case: Case) -> Result<()> {

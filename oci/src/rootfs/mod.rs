@@ -36,6 +36,8 @@ pub struct Making<'a> {
     pub own_cgroups: bool,
     /// Whether it is in a user namespace, and so makes no device nodes.
     pub mapped: bool,
+    /// Whether the node's mounts stay below the root.
+    pub no_pivot: bool,
     /// The container's SELinux label of files, where the node has SELinux.
     pub label: Option<&'a str>,
 }

@@ -30,7 +30,8 @@ fn folder(path: &Path) -> Result<OwnedFd> {
 
 /// Cuts the new mount namespace off from the node's, and puts the root's mounts into it.
 pub(super) fn attach(making: &mut Making<'_>) -> Result<OwnedFd> {
-    let usual = usual_propagation(making.spec)?;
+    // Without pivot_root the node's mounts stay in this namespace, and what is taken off them must not go on the node.
+    let usual = if making.no_pivot { PRIVATE } else { usual_propagation(making.spec)? };
     let top = folder("/".as_ref())?;
     let attr = MountAttr { propagation: usual, ..MountAttr::default() };
     sys::mount_setattr(top.as_fd(), true, &attr).doing("set the propagation of /")?;
