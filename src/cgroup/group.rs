@@ -191,16 +191,20 @@ fn pass_on(folder: &Path) {
     }
 }
 
-fn is_empty_cpuset(folder: &Path) -> bool {
-    let is_empty =
-        |file| fs::read_to_string(folder.join(file)).is_ok_and(|value| value.trim().is_empty());
-    is_empty("cpuset.cpus") || is_empty("cpuset.mems")
+const CPUSET: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+
+fn is_empty(file: &Path) -> bool {
+    fs::read_to_string(file).is_ok_and(|value| value.trim().is_empty())
 }
 
-/// A new v1 cpuset has no processors and takes no process until it has some.
+fn is_empty_cpuset(folder: &Path) -> bool {
+    CPUSET.iter().any(|file| is_empty(&folder.join(file)))
+}
+
+/// A new v1 cpuset has no processors and takes no process until it has some. What it has is left as it is.
 fn inherit_cpuset(folder: &Path) {
     let Some(parent) = folder.parent() else { return };
-    for file in ["cpuset.cpus", "cpuset.mems"] {
+    for file in CPUSET.iter().filter(|file| is_empty(&folder.join(file))) {
         if let Ok(value) = fs::read_to_string(parent.join(file)) {
             // Without it a process is refused later, by a message that names this file.
             let _ = fs::write(folder.join(file), value.trim());
@@ -245,6 +249,21 @@ mod tests {
 
     use super::*;
     use crate::{process::testing::TestChild, sys::identity::Pinned};
+
+    #[test]
+    fn a_cpuset_takes_from_its_parent_only_what_it_has_not() {
+        let parent = tempfile::tempdir().unwrap();
+        let own = parent.path().join("own");
+        fs::create_dir(&own).unwrap();
+        for (folder, cpus, mems) in [(parent.path(), "0-3\n", "0-1\n"), (&own, "\n", "1\n")] {
+            fs::write(folder.join("cpuset.cpus"), cpus).unwrap();
+            fs::write(folder.join("cpuset.mems"), mems).unwrap();
+        }
+        assert!(is_empty_cpuset(&own) && !is_empty_cpuset(parent.path()));
+        inherit_cpuset(&own);
+        let read = |file: &str| fs::read_to_string(own.join(file)).unwrap();
+        assert_eq!((read("cpuset.cpus").trim(), read("cpuset.mems").trim()), ("0-3", "1"));
+    }
 
     #[test]
     fn what_was_made_is_remembered_and_only_that_is_removed() {
