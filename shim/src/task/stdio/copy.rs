@@ -13,6 +13,7 @@ use mooring::sys::watched;
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{OFlags, fcntl_getfl, fcntl_setfl},
+    io::Errno,
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -118,10 +119,20 @@ pub(super) fn start(source: OwnedFd, mut sink: Sink, name: &Path) -> Result<Join
 /// Copies from what is watched already, until it ends.
 pub(super) fn carry_all(source: Arc<AsyncFd<OwnedFd>>, mut sink: Sink) -> JoinHandle<()> {
     tokio::spawn(async move {
-        // An error is the other side's end: a terminal that is hung up answers EIO.
+        // An error is the other side's end.
         while let Ok(true) = carry(&source, &mut sink).await {}
         sink.end();
     })
+}
+
+/// Reads what there is. A terminal that is hung up answers EIO, but the kernel says so at times while it still carries what
+/// was written last from one of its buffers to the next (one of 370 on a busy machine): the next read waits for that, so
+/// that only a second EIO is the end.
+fn read(mut once: impl FnMut() -> rustix::io::Result<usize>) -> rustix::io::Result<usize> {
+    match once() {
+        Err(Errno::IO) => once(),
+        other => other,
+    }
 }
 
 /// Keeps a fifo's writing end until there is a reader, or for [`LINGER`].
@@ -147,7 +158,7 @@ async fn carry(source: &AsyncFd<OwnedFd>, sink: &mut Sink) -> io::Result<bool> {
     let mut ready = source.readable().await?;
     let mut buffer = vec![0; CHUNK];
     loop {
-        match ready.try_io(|from| Ok(rustix::io::read(from.get_ref(), &mut buffer[..])?)) {
+        match ready.try_io(|from| Ok(read(|| rustix::io::read(from.get_ref(), &mut buffer[..]))?)) {
             Ok(Ok(0)) => return Ok(false),
             Ok(Ok(count)) => sink.write(buffer.get(..count).unwrap_or_default()).await?,
             Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -161,4 +172,24 @@ pub(super) fn set_nonblocking(descriptor: &OwnedFd, name: &Path) -> Result<(), E
     fcntl_getfl(descriptor)
         .and_then(|flags| fcntl_setfl(descriptor, flags | OFlags::NONBLOCK))
         .map_err(|error| Error::at("set up", name)(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_second_eio_is_the_end_of_a_terminal() {
+        let of = |answers: &[rustix::io::Result<usize>]| {
+            let mut answers = answers.iter();
+            let answer = read(|| *answers.next().unwrap());
+            assert!(answers.next().is_none(), "it reads no more than it has to");
+            answer
+        };
+        assert_eq!(of(&[Err(Errno::IO), Ok(4095)]), Ok(4095));
+        assert_eq!(of(&[Err(Errno::IO), Err(Errno::IO)]), Err(Errno::IO));
+        assert_eq!(of(&[Err(Errno::IO), Err(Errno::AGAIN)]), Err(Errno::AGAIN));
+        assert_eq!(of(&[Ok(7)]), Ok(7));
+        assert_eq!(of(&[Err(Errno::AGAIN)]), Err(Errno::AGAIN));
+    }
 }
