@@ -11,7 +11,7 @@ use crate::{
     mounts,
     process::{Reaper, orphans},
     released::Released,
-    runtime::{CREATES, OciRuntime, Runc, criu, quick},
+    runtime::{self, CREATES, OciRuntime, Runc, criu, quick},
     sys::{boot, identity, survivor::Survivors},
 };
 
@@ -129,11 +129,14 @@ pub async fn release(
             quick::delete(&record.runtime, &record.id, deadline).await.map_err(runtime)?;
         if !removed {
             let runc = Runc::new(record.runtime.clone(), reaper.clone());
+            let began = Instant::now();
             let call = runc.delete(&record.id, &record.bundle);
-            match timeout_at(deadline, call).await {
-                Ok(answer) => answer.map_err(runtime)?,
-                Err(_) => return Err(alive(record).await),
-            }
+            // All of the container has ended by now: it is the runtime that does not.
+            let late = |_| runtime::Error::late("delete", &record.id, began.elapsed());
+            timeout_at(deadline, call)
+                .await
+                .unwrap_or_else(|over| Err(late(over)))
+                .map_err(runtime)?;
         }
     }
     // What the runtime did not know of: it may have died before it wrote its state.

@@ -104,7 +104,7 @@ pub enum Error {
 }
 
 impl Error {
-    fn late(verb: &'static str, id: &Id, limit: Duration) -> Self {
+    pub(crate) fn late(verb: &'static str, id: &Id, limit: Duration) -> Self {
         Self::Late { verb, id: id.clone(), limit }
     }
 }

@@ -143,6 +143,13 @@ async fn a_runtime_that_hangs_or_is_killed_is_named_and_leaves_nothing(case: Cas
     Ok(())
 }
 
+/// A deletion is given up before a runtime that may take long: what is named is the runtime and not the container's
+/// processes, of which there are none.
+async fn a_deletion_that_hangs_is_named_before_its_runtime_is_given_up(case: Case) -> Result<()> {
+    let oci = Oci::install(&case.node, "patient", "RuntimeTimeout = '10m'")?;
+    goes_wrong(case, Arc::new(oci), "delete", Fault::Hangs).await
+}
+
 /// The holders that there are.
 fn holders() -> Vec<i32> {
     let all = all_processes().into_iter();
@@ -216,5 +223,6 @@ suite!(Settings::default();
     both: ;
     mooring: a_creation_under_way_ends_with_its_shim,
         a_runtime_that_hangs_or_is_killed_is_named_and_leaves_nothing,
+        a_deletion_that_hangs_is_named_before_its_runtime_is_given_up,
         a_holder_that_is_killed_takes_its_pod_down,
         a_holder_that_is_killed_ends_the_wait_for_its_sandbox);

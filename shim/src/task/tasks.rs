@@ -425,6 +425,7 @@ impl Tasks {
 
     /// Kills and deletes what is left, publishing exits: the end of the sandbox.
     pub async fn clear(&self, deadline: Instant) -> Result<(), Error> {
+        let late = |id: &Id| Error::Late(format!("the deletion of task \"{id}\""));
         let mut first = Ok(());
         let ids = self.ids();
         for id in &ids {
@@ -445,7 +446,10 @@ impl Tasks {
                         Ok(container) => container.survivors().await,
                         Err(_) => Survivors::default(),
                     };
-                    Err(container::Error::Alive { id: id.to_string(), survivors }.into())
+                    Err(match survivors.is_empty() {
+                        true => late(id),
+                        false => container::Error::Alive { id: id.to_string(), survivors }.into(),
+                    })
                 }
             };
             first = first.and(outcome);
@@ -454,7 +458,7 @@ impl Tasks {
             let deleted = match timeout_at(deadline, self.delete(id.as_str(), "")).await {
                 Ok(Ok(_) | Err(Error::NoTask(_))) => Ok(()),
                 Ok(Err(error)) => Err(error),
-                Err(_) => Err(Error::Late(format!("the deletion of task \"{id}\""))),
+                Err(_) => Err(late(&id)),
             };
             first = first.and(deleted);
         }
