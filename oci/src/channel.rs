@@ -18,7 +18,7 @@ pub enum Message {
     Map,
     /// A time namespace is there, and wants its offsets.
     Offsets,
-    /// The container's process is this one.
+    /// The container's process is this one, which waits for the answer: it asks for nothing before its number is known.
     Born(i32),
     /// The namespaces are there: the hooks of this moment may run.
     Hooks,

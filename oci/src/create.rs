@@ -106,7 +106,6 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
     state.config.cgroups.systemd = scope.is_some();
     state.mooring.ends_whole = namespaces.makes(libc::CLONE_NEWPID);
     state.mooring.scope = scope.as_ref().map(|scope| scope.unit().to_owned());
-    let told = state.told("creating");
     let (ours, theirs) = channel::pair()?;
     let child = match entrance.fork()? {
         Fork::Child => {
@@ -121,7 +120,7 @@ pub fn run(root: &Path, global: &Global, local: &Local, log: &Log) -> Result<()>
                 keyring,
                 preserve_fds: local.preserve_fds,
                 fifo: &fifo,
-                told: &told,
+                state: &state,
             };
             let mut making = Making {
                 spec: &spec,
@@ -245,12 +244,9 @@ fn attend(
                 channel.answer()?;
             }
             Some(Message::Born(pid)) => {
-                born = Some(pid);
-                children.push(pid);
                 state.init_process_pid = pid;
-                // It has nothing more to do than to end.
-                let _ = rustix::process::waitpid(Pid::from_raw(child), WaitOptions::empty());
-                children.retain(|one| *one != child);
+                born = Some(adopt(pid, child, children));
+                channel.answer()?;
             }
             Some(Message::Hooks) => {
                 let told: Value = state.told("creating");
@@ -261,17 +257,30 @@ fn attend(
             }
             Some(Message::Limits) => {
                 let limits = spec.process.as_ref().map(|process| process.rlimits.as_slice());
-                limits::set(born.unwrap_or(child), limits.unwrap_or_default())?;
+                limits::set(number(born)?, limits.unwrap_or_default())?;
                 channel.answer()?;
             }
             Some(Message::Ready) => {
-                return born.ok_or_else(|| Error::invalid("a process without a number is ready"));
+                return number(born);
             }
             Some(Message::Warning(what)) => log.warn(&what),
             Some(Message::Failed(why)) => return Err(Error::Told(why)),
             None => return Err(Error::invalid("the container's process ended while it was made")),
         }
     }
+}
+
+/// Takes the process that `child` has made in its place, which ends: it has nothing more to do.
+pub fn adopt(pid: i32, child: i32, children: &mut Vec<i32>) -> i32 {
+    children.push(pid);
+    let _ = rustix::process::waitpid(Pid::from_raw(child), WaitOptions::empty());
+    children.retain(|one| *one != child);
+    pid
+}
+
+/// The number of the process that asks.
+pub fn number(born: Option<i32>) -> Result<i32> {
+    born.ok_or_else(|| Error::invalid("a process asks before it is known"))
 }
 
 fn bundle(local: &Local) -> Result<PathBuf> {

@@ -10,7 +10,7 @@ use crate::{
     cgroup::Entrance,
     channel::{self, End, Message},
     check, console,
-    create::{warn_of_capabilities, write_pid},
+    create::{adopt, number, warn_of_capabilities, write_pid},
     error::{Doing, Error, Result},
     limits,
     log::Log,
@@ -222,6 +222,7 @@ fn become_it(console: Option<&std::os::fd::OwnedFd>, finish: &Finish<'_>) -> Err
     let ready = (|| {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
             .doing("be killed with the caller")?;
+        finish.channel.wait()?;
         rustix::process::setsid().doing("start a session")?;
         if finish.process.terminal {
             let socket = console.ok_or_else(|| Error::invalid("no console socket"))?;
@@ -256,13 +257,11 @@ fn attend(
     loop {
         match channel.next()? {
             Some(Message::Born(pid)) => {
-                born = Some(pid);
-                children.push(pid);
-                let _ = rustix::process::waitpid(Pid::from_raw(child), WaitOptions::empty());
-                children.retain(|one| *one != child);
+                born = Some(adopt(pid, child, children));
+                channel.answer()?;
             }
             Some(Message::Limits) => {
-                limits::set(born.unwrap_or(child), &process.rlimits)?;
+                limits::set(number(born)?, &process.rlimits)?;
                 channel.answer()?;
             }
             Some(Message::Warning(what)) => log.warn(&what),

@@ -6,7 +6,6 @@ use rustix::{
     fs::{Mode, OFlags},
     process::Signal,
 };
-use serde_json::Value;
 
 use crate::{
     cgroup::Entrance,
@@ -19,6 +18,7 @@ use crate::{
     rootfs::{self, Making},
     seccomp::Filter,
     spec::Spec,
+    state::State,
     sys::{self, Fork},
 };
 
@@ -34,7 +34,7 @@ pub struct Birth<'a> {
     /// Opened before the namespaces: where the process waits to be started.
     pub fifo: &'a OwnedFd,
     /// What hooks are told, but for the process's number.
-    pub told: &'a Value,
+    pub state: &'a State,
 }
 
 /// Makes the namespaces, and the process that is the first in them. Runs in a copy of the caller, which ends here.
@@ -101,6 +101,8 @@ enum Never {}
 
 fn prepare(birth: &Birth<'_>, making: &mut Making<'_>) -> Result<Never> {
     die_with_the_caller()?;
+    // The caller knows this process's number first, whatever it is asked for afterwards.
+    birth.channel.wait()?;
     let spec = birth.spec;
     let process = spec.process.as_ref().ok_or_else(|| Error::invalid("no process"))?;
     rustix::process::setsid().doing("start a session")?;
@@ -125,8 +127,9 @@ fn prepare(birth: &Birth<'_>, making: &mut Making<'_>) -> Result<Never> {
     }
     let root = rootfs::make(making)?;
     let hooks = spec.hooks.as_ref();
+    let told = |status| birth.state.told_as(status, rustix::process::getpid().as_raw_pid());
     if let Some(all) = hooks.map(|hooks| &hooks.create_container) {
-        hooks::run("createContainer", all, birth.told, &[])?;
+        hooks::run("createContainer", all, &told("creating"), &[])?;
     }
     if process.terminal {
         let socket = birth.console.ok_or_else(|| {
@@ -153,7 +156,7 @@ fn prepare(birth: &Birth<'_>, making: &mut Making<'_>) -> Result<Never> {
     wait_for_start(birth, &making.prepared.proc)?;
     process::confine(&finish)?;
     if let Some(all) = hooks.map(|hooks| &hooks.start_container) {
-        hooks::run("startContainer", all, birth.told, &ready.environment())?;
+        hooks::run("startContainer", all, &told("created"), &ready.environment())?;
     }
     Err(ready.run())
 }

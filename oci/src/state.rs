@@ -228,9 +228,13 @@ impl State {
         Ok(if folder.fifo().exists() { Status::Created } else { Status::Running })
     }
 
-    /// As hooks and `state` have it.
+    /// As hooks of the node and `state` have it.
     pub fn told(&self, status: &str) -> serde_json::Value {
-        let pid = if status == "stopped" { 0 } else { self.init_process_pid };
+        self.told_as(status, if status == "stopped" { 0 } else { self.init_process_pid })
+    }
+
+    /// The same, where the container's process has another number.
+    pub fn told_as(&self, status: &str, pid: i32) -> serde_json::Value {
         serde_json::json!({
             "ociVersion": self.mooring.oci_version,
             "id": self.id,

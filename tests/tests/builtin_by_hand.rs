@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
@@ -33,6 +35,7 @@ suite!(
     an_exec_is_as_the_container_and_as_its_flags_say,
     a_right_that_nobody_has_is_no_reason_not_to_run,
     containers_are_listed,
+    hooks_are_told_the_process_and_limits_are_set_on_it,
 );
 
 fn exec(bundle: &Bundle, script: &str) -> Result<String> {
@@ -381,4 +384,54 @@ async fn containers_are_listed(case: Case) -> Result<()> {
     }
     ensure!(text(&bundle.call(&["--version"])?).starts_with("mooring-oci version"));
     bundle.end()
+}
+
+/// Its number is told by the one that has made it, which is late where the processors are busy: a hook was told 0, and the
+/// limits of an exec were set on another process.
+async fn hooks_are_told_the_process_and_limits_are_set_on_it(case: Case) -> Result<()> {
+    let busy = Arc::new(AtomicBool::new(true));
+    let hogs: Vec<_> = (0..6)
+        .map(|_| {
+            let busy = Arc::clone(&busy);
+            std::thread::spawn(move || while busy.load(Ordering::Relaxed) {})
+        })
+        .collect();
+    let many: Vec<_> = (0..4)
+        .map(|_| {
+            let case = case.clone();
+            tokio::task::spawn_blocking(move || told_and_limited(&case))
+        })
+        .collect();
+    let mut all = Ok(());
+    for one in many {
+        all = all.and(one.await.map_err(Into::into).and_then(|one| one));
+    }
+    busy.store(false, Ordering::Relaxed);
+    hogs.into_iter().for_each(|one| one.join().expect("it only looks at a flag"));
+    all
+}
+
+fn told_and_limited(case: &Case) -> Result<()> {
+    let bundle = Bundle::new(case, |spec, root| {
+        let told = root.parent().unwrap().join("told");
+        let script = format!("cat >>{0}; echo >>{0}", told.display());
+        let hook = json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}]);
+        spec["hooks"] = json!({"prestart": hook, "createRuntime": hook, "createContainer": hook});
+        spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 77}]);
+    })?;
+    for _ in 0..8 {
+        bundle.run()?;
+        let limits = exec(&bundle, "grep open /proc/1/limits; ulimit -n")?;
+        let words: Vec<_> = limits.split_whitespace().collect();
+        ensure!(words == ["Max", "open", "files", "77", "77", "files", "77"], "{limits}");
+        let told = fs::read_to_string(bundle.folder.join("told"))?;
+        let told: Vec<Value> = told.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        let numbers: Vec<_> = told.iter().map(|one| one["pid"].as_i64()).collect();
+        // The last one is of the container's own namespace of pids.
+        let pid = bundle.pid()?.into();
+        ensure!(numbers == [Some(pid), Some(pid), Some(1)], "{told:?}");
+        succeed(&bundle.call(&["delete", "--force", &bundle.id])?)?;
+        fs::remove_file(bundle.folder.join("told"))?;
+    }
+    bundle.remove()
 }
