@@ -114,6 +114,22 @@ pub fn daemons() -> Vec<Process> {
     all_processes().into_iter().filter(|one| ours(one) && orphan(one)).collect()
 }
 
+/// Whether containerd has connected to a shim. When one dies before that, nobody is told and no `delete` is run.
+pub fn is_known(shim: &Process) -> bool {
+    let all = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    // What is accepted bears the listener's path, and is in state 3.
+    let accepted: Vec<String> = all
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|line| line.get(5) == Some(&"03"))
+        .filter(|line| line.get(7).is_some_and(|path| path.starts_with("/run/containerd/s/")))
+        .map(|line| format!("socket:[{}]", line[6]))
+        .collect();
+    let open = fs::read_dir(format!("/proc/{}/fd", shim.pid)).into_iter().flatten().flatten();
+    open.filter_map(|one| fs::read_link(one.path()).ok()?.into_os_string().into_string().ok())
+        .any(|one| accepted.contains(&one))
+}
+
 /// The shim of a sandbox.
 pub fn shim_of(id: &str) -> Result<Process> {
     let all = shims_of(id);

@@ -17,6 +17,7 @@ use anyhow::{Result, ensure};
 use containerd_client::services::v1 as api;
 use nix::mount::{MntFlags, umount2};
 
+use crate::audit::{Snapshot, leftovers};
 use crate::node::Node;
 use crate::services::in_namespace;
 
@@ -34,6 +35,17 @@ pub async fn remove(node: &Node, left: Vec<String>, removed: impl Fn(String)) ->
     }
     // Whatever could not be removed is seen again by the next look.
     left.into_iter().filter(|line| Own::of(node.folder(), line).is_none()).collect()
+}
+
+/// What is left where containerd was killed, but for what was its own: see [`leftovers`].
+pub async fn after_a_crash(node: &Node, before: &Snapshot) -> Result<Vec<String>> {
+    let left = leftovers(node, before).await?;
+    if left.is_empty() {
+        return Ok(left);
+    }
+    remove(node, left, |what| eprintln!("containerd left: {what}")).await;
+    // What the lease of a call that was cut has held goes with it.
+    leftovers(node, before).await
 }
 
 /// In the order of removal.

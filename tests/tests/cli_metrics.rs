@@ -231,11 +231,14 @@ async fn promtool_understands_all_of_it(case: Case) -> Result<()> {
     life.end().await?;
     ensure!(head.contains("text/plain; version=0.0.4"), "{head}");
     promtool(&case, &["check", "metrics"], &scrape)?;
-    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
-    let alerts = deploy.join("alerts.yaml");
-    promtool(&case, &["check", "rules", alerts.to_str().context("a path that is no text")?], "")?;
+    let check = |name: &str, rules: &str| {
+        let file = case.node.folder().join(name);
+        std::fs::write(&file, rules)?;
+        promtool(&case, &["check", "rules", file.to_str().context("a path that is no text")?], "")
+    };
+    check("alerts.yaml", include_str!("../../deploy/alerts.yaml"))?;
 
-    let dashboard: Value = serde_json::from_slice(&std::fs::read(deploy.join("grafana.json"))?)?;
+    let dashboard: Value = serde_json::from_str(include_str!("../../deploy/grafana.json"))?;
     let panels = dashboard["panels"].as_array().context("no panels")?.iter();
     let queries = panels.filter_map(|panel| panel["targets"].as_array()).flatten();
     let rules = queries.enumerate().map(|(number, target)| {
@@ -245,9 +248,7 @@ async fn promtool_understands_all_of_it(case: Case) -> Result<()> {
         json!({ "record": format!("query:{number}"), "expr": query })
     });
     let rules = json!({ "groups": [{ "name": "dashboard", "rules": rules.collect::<Vec<_>>() }] });
-    let file = case.node.folder().join("dashboard.yaml");
-    std::fs::write(&file, rules.to_string())?;
-    promtool(&case, &["check", "rules", file.to_str().context("a path that is no text")?], "")
+    check("dashboard.yaml", &rules.to_string())
 }
 
 suite!(Settings::default();

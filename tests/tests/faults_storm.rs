@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use mooring_e2e::audit::{Process, Snapshot, all_processes, leftovers};
-use mooring_e2e::faults::{daemons, nobody_works_for};
+use mooring_e2e::audit::{Process, Snapshot, all_processes};
+use mooring_e2e::faults::{daemons, is_known, nobody_works_for};
 use mooring_e2e::life::{Kind, Life};
 use mooring_e2e::node::Settings;
 use mooring_e2e::patience;
 use mooring_e2e::plugins::Plugins;
 use mooring_e2e::random::Random;
+use mooring_e2e::remains;
 use mooring_e2e::suite;
 use mooring_e2e::suite::Case;
 use nix::sys::signal::{Signal, kill};
@@ -48,25 +49,13 @@ async fn pod(case: Case, kind: Kind) -> Result<String> {
     Ok(format!("{kind:?} {}", if went_well { "undisturbed" } else { "disturbed" }))
 }
 
-/// Whether containerd has connected to a shim. When one dies before that, nobody is told and no `delete` is run.
-fn is_known(case: &Case, shim: &Process) -> bool {
-    let mut words = shim.command.split(' ');
-    let Some(id) = words.find(|word| *word == "-id").and_then(|_| words.next()) else {
-        return false;
-    };
-    let controller = case.node.folder().join("state/io.containerd.sandbox.controller.v1.shim");
-    ["default", "k8s.io"]
-        .iter()
-        .any(|namespace| controller.join(namespace).join(id).join("bootstrap.json").exists())
-}
-
 /// The fault of this moment; its name, where it struck.
-fn strike(case: &Case, plugins: &Plugins, random: &mut Random) -> Result<Option<&'static str>> {
+fn strike(plugins: &Plugins, random: &mut Random) -> Result<Option<&'static str>> {
     let runs = |name: &str| -> Vec<Process> {
         all_processes().into_iter().filter(|one| one.name == name).collect()
     };
     let (name, victims) = match random.below(4) {
-        0 => ("shims", daemons().into_iter().filter(|one| is_known(case, one)).collect()),
+        0 => ("shims", daemons().into_iter().filter(is_known).collect()),
         1 => ("holders", runs("mooring-pod")),
         2 => ("runtimes", runs("runc")),
         _ => {
@@ -106,7 +95,7 @@ async fn many_pods_and_faults_at_random_leave_nothing(case: Case) -> Result<()> 
             }
             continue;
         }
-        if let Some(what) = strike(&case, &plugins, &mut random)? {
+        if let Some(what) = strike(&plugins, &mut random)? {
             *told.entry(format!("struck: {what}")).or_default() += 1;
         }
         // Once, with half of them gone.
@@ -120,7 +109,7 @@ async fn many_pods_and_faults_at_random_leave_nothing(case: Case) -> Result<()> 
         bail!("seed {}: {}", random.seed(), failures.join("\n"));
     }
     // A bundle of a task that died between its creation and its start is containerd's, which drops it at its next start.
-    let mut left = leftovers(&case.node, &before).await?;
+    let mut left = remains::after_a_crash(&case.node, &before).await?;
     left.retain(|one| !one.contains("/io.containerd.runtime.v2.task/"));
     if !left.is_empty() || !plugins.reservations().is_empty() {
         let reserved = plugins.reservations();

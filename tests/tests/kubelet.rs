@@ -379,14 +379,10 @@ async fn a_kubelet_is_done_whatever_is_killed(case: Case) -> Result<()> {
     }
     drop(volumes);
     remove_pod_parents();
-    let left = leftovers(&case.node, &before).await?;
-    let own = |what| eprintln!("containerd left: {what}");
-    let left = if crashed && !left.is_empty() {
-        remains::remove(&case.node, left, own).await;
-        // What the lease of a call that was cut has held goes with it.
-        leftovers(&case.node, &before).await?
+    let left = if crashed {
+        remains::after_a_crash(&case.node, &before).await?
     } else {
-        left
+        leftovers(&case.node, &before).await?
     };
     ensure!(left.is_empty(), "{}: left on the machine: {left:#?}", context());
     eprintln!("{}: {struck:?}; {}", case.handler.name(), kubelet.total());

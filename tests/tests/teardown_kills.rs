@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use mooring_e2e::audit::{Process, Snapshot, leftovers};
-use mooring_e2e::faults::{Failpoints, daemons, delete, kill_shim, nobody_works_for};
+use mooring_e2e::audit::{Snapshot, leftovers};
+use mooring_e2e::faults::{Failpoints, daemons, delete, is_known, kill_shim, nobody_works_for};
 use mooring_e2e::life::{Kind, Life};
 use mooring_e2e::node::Settings;
 use mooring_e2e::plugins::Plugins;
@@ -195,21 +195,6 @@ async fn a_delete_killed_anywhere_is_completed_by_the_next_one(case: Case) -> Re
     bail!("{}", failures.join("\n"))
 }
 
-/// Whether containerd has connected to a shim. When one dies before that, nobody is told and no `delete` is run.
-fn is_known(case: &Case, shim: &Process) -> bool {
-    let mut words = shim.command.split(' ');
-    let Some(id) = words.find(|word| *word == "-id").and_then(|_| words.next()) else {
-        return false;
-    };
-    let controllers = ["io.containerd.sandbox.controller.v1.shim", "io.containerd.runtime.v2.task"];
-    controllers.iter().any(|controller| {
-        ["default", "k8s.io"].iter().any(|namespace| {
-            let bundle = case.node.folder().join("state").join(controller).join(namespace).join(id);
-            bundle.join("bootstrap.json").exists()
-        })
-    })
-}
-
 /// Eight pods at a time come and go while shims are killed at random moments.
 async fn shims_killed_at_random_leave_nothing(case: Case) -> Result<()> {
     let mut random = Random::from_environment();
@@ -240,7 +225,7 @@ async fn shims_killed_at_random_leave_nothing(case: Case) -> Result<()> {
             failures.extend(one?.err().map(|error| format!("{error:#}")));
             continue;
         }
-        let shims: Vec<_> = daemons().into_iter().filter(|one| is_known(&case, one)).collect();
+        let shims: Vec<_> = daemons().into_iter().filter(is_known).collect();
         if let Some(shim) = shims.get(usize::try_from(random.below(shims.len() as u64))?) {
             kills += i32::from(kill(Pid::from_raw(shim.pid), Signal::SIGKILL).is_ok());
         }
