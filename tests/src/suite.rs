@@ -191,6 +191,11 @@ impl Suite {
         self.ignored_where(elsewhere, |suite| suite.on(handler, name, test));
     }
 
+    /// Tests of what an emulated machine is not given; shown as ignored there.
+    pub fn but_on_emulated(&mut self, add: impl FnOnce(&mut Self)) {
+        self.ignored_where(std::env::var_os(GUEST).is_some(), add);
+    }
+
     /// A test of a pod on the node's network. CRI of containerd 2.1 crashes when such a pod is a shim's sandbox (a nil
     /// specification in its `NewBundle`): there the test is shown as ignored for Mooring.
     pub fn host_network<F, W>(&mut self, name: &str, test: F)

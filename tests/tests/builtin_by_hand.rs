@@ -407,7 +407,9 @@ async fn hooks_are_told_the_process_and_limits_are_set_on_it(case: Case) -> Resu
         all = all.and(one.await.map_err(Into::into).and_then(|one| one));
     }
     busy.store(false, Ordering::Relaxed);
-    hogs.into_iter().for_each(|one| one.join().expect("it only looks at a flag"));
+    for one in hogs {
+        one.join().expect("it only looks at a flag");
+    }
     all
 }
 

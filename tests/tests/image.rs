@@ -10,7 +10,6 @@ use anyhow::{Context, Result, ensure};
 use mooring_e2e::cri::{ContainerSpec, PodSpec};
 use mooring_e2e::node::{Node, Settings};
 use mooring_e2e::suite::{Case, Suite};
-use mooring_e2e::vm::GUEST;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Of a node that has containerd, and a handler already.
@@ -178,8 +177,7 @@ async fn without_systemd_the_image_says_what_to_restart(case: Case) -> Result<()
 
 fn main() {
     let mut suite = Suite::begin(Settings::default());
-    // An emulated machine is not given the image.
-    if std::env::var_os(GUEST).is_none() {
+    suite.but_on_emulated(|suite| {
         suite.both(
             "the_image_installs_once_restarts_containerd_and_takes_itself_away",
             the_image_installs_once_restarts_containerd_and_takes_itself_away,
@@ -192,6 +190,6 @@ fn main() {
             "without_systemd_the_image_says_what_to_restart",
             without_systemd_the_image_says_what_to_restart,
         );
-    }
+    });
     suite.run()
 }

@@ -446,9 +446,11 @@ impl Tasks {
                         Ok(container) => container.survivors().await,
                         Err(_) => Survivors::default(),
                     };
-                    Err(match survivors.is_empty() {
-                        true => late(id),
-                        false => container::Error::Alive { id: id.to_string(), survivors }.into(),
+                    // Of a container that has ended it is something else that lasts.
+                    Err(if survivors.is_empty() {
+                        late(id)
+                    } else {
+                        container::Error::Alive { id: id.to_string(), survivors }.into()
                     })
                 }
             };

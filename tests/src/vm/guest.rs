@@ -126,14 +126,14 @@ fn run(job: &Job, name: &str) -> Result<u32> {
         .spawn()?;
     let output = child.stdout.take().context("no output")?;
     let (mut ran, mut failed, mut since, mut failures) = (0, false, Instant::now(), false);
+    let mut results = Results::default();
     for printed in BufReader::new(output).lines() {
         let printed = printed?;
         if failures {
             println!("{}{printed}", line::WHY);
             continue;
         }
-        let test = printed.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "));
-        let Some((test, outcome)) = test else {
+        let Some((test, outcome)) = results.ended(&printed) else {
             failures |= printed == "failures:";
             continue;
         };
@@ -144,7 +144,7 @@ fn run(job: &Job, name: &str) -> Result<u32> {
         };
         let rest = if word == line::SKIP { outcome } else { "" };
         let took = since.elapsed().as_secs_f32();
-        println!("{word} {}: {name}::{} {rest}({took:.1} s)", job.variant.name(), test.trim());
+        println!("{word} {}: {name}::{test} {rest}({took:.1} s)", job.variant.name());
         ran += u32::from(word != line::SKIP);
         failed |= word == line::FAIL;
         since = Instant::now();
@@ -156,7 +156,46 @@ fn run(job: &Job, name: &str) -> Result<u32> {
     Ok(ran)
 }
 
+/// Reads the outcomes of tests. What a test prints itself may stand between its name and that.
+#[derive(Default)]
+struct Results {
+    under_way: Option<String>,
+}
+
+impl Results {
+    /// The test that ends with this line, and how.
+    fn ended<'a>(&mut self, printed: &'a str) -> Option<(String, &'a str)> {
+        let mut outcome = printed;
+        let begun = printed.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "));
+        if let Some((test, rest)) = begun {
+            self.under_way = Some(test.trim().to_owned());
+            outcome = rest;
+        }
+        let word = outcome.split([' ', ',']).next().unwrap_or_default();
+        let is_one = ["ok", "FAILED", "ignored"].contains(&word);
+        self.under_way.take_if(|_| is_one).map(|test| (test, outcome))
+    }
+}
+
 /// Whether the tests of a program make the shim die at points that exist in no release.
 pub fn needs_failpoints(program: &str) -> bool {
     program.starts_with("teardown_") || ["checkpoint", "faults_limits", "nri"].contains(&program)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_test_prints_is_not_its_outcome() {
+        let mut results = Results::default();
+        let mut of = |line| results.ended(line).map(|(test, outcome)| format!("{test}={outcome}"));
+        assert_eq!(of("running 2 tests"), None);
+        assert_eq!(of("test a::b   ... ok").as_deref(), Some("a::b=ok"));
+        assert_eq!(of("test a::c   ...     3 s  pods 7"), None);
+        assert_eq!(of("    9 s  pods 8"), None);
+        assert_eq!(of("FAILED").as_deref(), Some("a::c=FAILED"));
+        assert_eq!(of("ok"), None);
+        assert_eq!(of("test d ... ignored, no systemd").as_deref(), Some("d=ignored, no systemd"));
+    }
 }
