@@ -390,7 +390,7 @@ async fn containers_are_listed(case: Case) -> Result<()> {
 /// limits of an exec were set on another process.
 async fn hooks_are_told_the_process_and_limits_are_set_on_it(case: Case) -> Result<()> {
     let busy = Arc::new(AtomicBool::new(true));
-    let hogs: Vec<_> = (0..6)
+    let hogs: Vec<_> = (0..3)
         .map(|_| {
             let busy = Arc::clone(&busy);
             std::thread::spawn(move || while busy.load(Ordering::Relaxed) {})
@@ -421,7 +421,7 @@ fn told_and_limited(case: &Case) -> Result<()> {
         spec["hooks"] = json!({"prestart": hook, "createRuntime": hook, "createContainer": hook});
         spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 77}]);
     })?;
-    for _ in 0..8 {
+    for _ in 0..5 {
         bundle.run()?;
         let limits = exec(&bundle, "grep open /proc/1/limits; ulimit -n")?;
         let words: Vec<_> = limits.split_whitespace().collect();
