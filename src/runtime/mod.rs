@@ -75,7 +75,7 @@ pub enum Error {
     Late {
         verb: &'static str,
         id: Id,
-        /// How long it was given.
+        /// How long it was given, in whole milliseconds.
         limit: Duration,
     },
     #[error("OCI runtime {verb} failed: {complaint}")]
@@ -105,7 +105,8 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn late(verb: &'static str, id: &Id, limit: Duration) -> Self {
-        Self::Late { verb, id: id.clone(), limit }
+        let beyond = Duration::from_nanos(u64::from(limit.subsec_nanos()) % 1_000_000);
+        Self::Late { verb, id: id.clone(), limit: limit.saturating_sub(beyond) }
     }
 }
 
