@@ -273,3 +273,49 @@ fn attend(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{process::Command, thread};
+
+    use super::*;
+
+    /// What [`attend`] answers to a process that `says` so, beside children of none of its own.
+    fn attended(says: impl FnOnce(&End) + Send) -> Result<i32> {
+        let limits = serde_json::json!({
+            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 77}],
+        });
+        let process: Process = serde_json::from_value(limits).unwrap();
+        let (ours, theirs) = channel::pair().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(move || says(&theirs));
+            let attended = attend(&ours, &process, i32::MAX, &mut Vec::new(), &Log::default());
+            drop(ours);
+            attended
+        })
+    }
+
+    #[test]
+    fn limits_are_set_on_a_process_that_is_known() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let answered = attended(|process| {
+            process.ask(&Message::Born(pid)).unwrap();
+            process.ask(&Message::Limits).unwrap();
+        });
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(answered.unwrap(), pid);
+        let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        assert_eq!(files.split_whitespace().skip(3).collect::<Vec<_>>(), ["77", "77", "files"]);
+    }
+
+    #[test]
+    fn nothing_is_set_on_a_process_that_is_not_known() {
+        let answered = attended(|process| {
+            let _ = process.ask(&Message::Limits);
+        });
+        assert_eq!(answered.unwrap_err().to_string(), "a process asks before it is known");
+    }
+}

@@ -37,10 +37,10 @@ pub async fn remove(node: &Node, left: Vec<String>, removed: impl Fn(String)) ->
     left.into_iter().filter(|line| Own::of(node.folder(), line).is_none()).collect()
 }
 
-/// What is left where containerd was killed, but for what was its own: see [`leftovers`].
-pub async fn after_a_crash(node: &Node, before: &Snapshot) -> Result<Vec<String>> {
+/// What is left, but for what was containerd's own where that was killed: see [`leftovers`].
+pub async fn others(node: &Node, before: &Snapshot, killed: bool) -> Result<Vec<String>> {
     let left = leftovers(node, before).await?;
-    if left.is_empty() {
+    if !killed || left.is_empty() {
         return Ok(left);
     }
     remove(node, left, |what| eprintln!("containerd left: {what}")).await;

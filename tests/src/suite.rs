@@ -20,7 +20,7 @@ use crate::node::{Node, Settings, tail};
 use crate::patience;
 use crate::systemd;
 use crate::vm::host::plain_name;
-use crate::vm::{GUEST, ONLY};
+use crate::vm::{ONLY, is_emulated};
 
 /// No test takes longer than this; a hang must become a failure.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -187,13 +187,12 @@ impl Suite {
         F: Fn(Case) -> W + Send + 'static,
         W: Future<Output = Result<()>> + Send + 'static,
     {
-        let elsewhere = std::env::var_os(GUEST).is_none();
-        self.ignored_where(elsewhere, |suite| suite.on(handler, name, test));
+        self.ignored_where(!is_emulated(), |suite| suite.on(handler, name, test));
     }
 
     /// Tests of what an emulated machine is not given; shown as ignored there.
     pub fn but_on_emulated(&mut self, add: impl FnOnce(&mut Self)) {
-        self.ignored_where(std::env::var_os(GUEST).is_some(), add);
+        self.ignored_where(is_emulated(), add);
     }
 
     /// A test of a pod on the node's network. CRI of containerd 2.1 crashes when such a pod is a shim's sandbox (a nil

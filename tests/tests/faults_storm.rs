@@ -109,7 +109,7 @@ async fn many_pods_and_faults_at_random_leave_nothing(case: Case) -> Result<()> 
         bail!("seed {}: {}", random.seed(), failures.join("\n"));
     }
     // A bundle of a task that died between its creation and its start is containerd's, which drops it at its next start.
-    let mut left = remains::after_a_crash(&case.node, &before).await?;
+    let mut left = remains::others(&case.node, &before, crashed).await?;
     left.retain(|one| !one.contains("/io.containerd.runtime.v2.task/"));
     if !left.is_empty() || !plugins.reservations().is_empty() {
         let reserved = plugins.reservations();

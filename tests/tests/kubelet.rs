@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1::{self as cri, NamespaceMode};
-use mooring_e2e::audit::{Process, Snapshot, all_processes, leftovers};
+use mooring_e2e::audit::{Process, Snapshot, all_processes};
 use mooring_e2e::cri::{ContainerSpec, PodSpec};
 use mooring_e2e::faults::daemons;
 use mooring_e2e::kubelet::{Kubelet, Manifest, Part, View};
@@ -379,11 +379,7 @@ async fn a_kubelet_is_done_whatever_is_killed(case: Case) -> Result<()> {
     }
     drop(volumes);
     remove_pod_parents();
-    let left = if crashed {
-        remains::after_a_crash(&case.node, &before).await?
-    } else {
-        leftovers(&case.node, &before).await?
-    };
+    let left = remains::others(&case.node, &before, crashed).await?;
     ensure!(left.is_empty(), "{}: left on the machine: {left:#?}", context());
     eprintln!("{}: {struck:?}; {}", case.handler.name(), kubelet.total());
     Ok(())

@@ -13,7 +13,7 @@ use mooring_e2e::node::Settings;
 use mooring_e2e::plugins::{NETWORK, Plugins};
 use mooring_e2e::suite;
 use mooring_e2e::suite::Case;
-use mooring_e2e::vm::GUEST;
+use mooring_e2e::vm::is_emulated;
 
 /// The steps before the network's.
 const BEFORE: [&str; 3] = ["door", "containers", "keeper"];
@@ -221,7 +221,7 @@ async fn a_stop_is_bounded_and_the_next_one_joins(case: Case) -> Result<()> {
 /// How many cycles, and how many at once: 500 unless `MOORING_CYCLES` says otherwise, and four. On an emulated machine a stop
 /// would not end in its time beside three others.
 fn cycles() -> (usize, usize) {
-    let (usual, at_once) = if std::env::var_os(GUEST).is_some() { (60, 1) } else { (500, 4) };
+    let (usual, at_once) = if is_emulated() { (60, 1) } else { (500, 4) };
     let wanted = std::env::var("MOORING_CYCLES").ok().and_then(|text| text.parse().ok());
     (wanted.unwrap_or(usual), at_once)
 }

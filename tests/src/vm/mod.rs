@@ -19,6 +19,11 @@ pub const PATIENCE: &str = "MOORING_E2E_PATIENCE";
 /// Environment variable: the machine is an emulated one, and all that it has is the tests', its clock too.
 pub const GUEST: &str = "MOORING_E2E_GUEST";
 
+/// Whether this is such a machine.
+pub fn is_emulated() -> bool {
+    std::env::var_os(GUEST).is_some()
+}
+
 /// How the machine is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {
